@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures and hypothesis profiles that all tests share."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+# Times of single examples on a shared machine say nothing, so no profile has a deadline.
+_common = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("dev", max_examples=50, **_common)
+settings.register_profile("ci", max_examples=500, derandomize=True, **_common)
+settings.register_profile("thorough", max_examples=20_000, **_common)
+settings.load_profile(
+    os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev")
+)
+
+needs_cuda = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs a CUDA device; none is visible to torch"
+)
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=needs_cuda)])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Each device that a kernel exists for."""
+    return torch.device(request.param)
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The folder of real data sets and reference files (``data/``, ``refdata/``).
+
+    Taken from the variable PYDET_SHARED, else the folder ``shared`` beside the checkout.
+    """
+    root = Path(os.environ.get("PYDET_SHARED", Path(__file__).parents[2] / "shared"))
+    if not (root / "data").is_dir():
+        pytest.skip(f"needs the reference data in {root} (set PYDET_SHARED to their folder)")
+    return root
