@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+// CPU threads. OpenMP where the compiler has it: the extension then shares torch's own pool and
+// obeys torch.set_num_threads. Plain threads otherwise (thread sanitizer, which does not see into
+// OpenMP's runtime).
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <thread>
+#include <vector>
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
+namespace pydet {
+
+inline int64_t num_threads() {
+#if defined(_OPENMP)
+  return omp_in_parallel() ? 1 : omp_get_max_threads();
+#else
+  return std::max<int64_t>(1, std::thread::hardware_concurrency());
+#endif
+}
+
+// Calls body(begin, end) on pieces of `grain` indices that cover [0, count). The pieces are the
+// same whatever the number of threads, so a body that writes only its own piece gives the same bits
+// on any machine. Pieces are taken from a counter, so a slow one holds nobody up. `body` must not
+// throw.
+template <class Body>
+void parallel_for(int64_t count, int64_t grain, const Body& body) {
+  if (count <= 0) return;
+  grain = std::max<int64_t>(1, grain);
+  const int64_t pieces = (count + grain - 1) / grain;
+  const int64_t threads = std::min(num_threads(), pieces);
+  if (threads <= 1) {
+    for (int64_t begin = 0; begin < count; begin += grain)
+      body(begin, std::min(begin + grain, count));
+    return;
+  }
+  std::atomic<int64_t> next{0};
+  const auto work = [&] {
+    for (int64_t piece = next++; piece < pieces; piece = next++) {
+      body(piece * grain, std::min((piece + 1) * grain, count));
+    }
+  };
+#if defined(_OPENMP)
+#pragma omp parallel num_threads(static_cast<int>(threads))
+  work();
+#else
+  std::vector<std::thread> others;
+  for (int64_t i = 1; i < threads; ++i) others.emplace_back(work);
+  work();
+  for (std::thread& thread : others) thread.join();
+#endif
+}
+
+}  // namespace pydet

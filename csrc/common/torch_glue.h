@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+// The only header with torch in it: what <op>_torch.cpp needs to turn tensors into pointers. It
+// includes single ATen headers, because torch/extension.h alone takes half a minute to compile.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <c10/core/DeviceGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+#include <c10/util/Exception.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include <cstdint>
+
+#include "common/scalar.h"
+
+struct CUstream_st;
+
+namespace pydet {
+
+// Calls body(T{}) with the element type that `dtype` stores. Ops check dtypes in Python with a
+// sentence for the user; this check only protects memory.
+template <class Body>
+auto dispatch_floating(at::ScalarType dtype, const char* op, const Body& body) {
+  switch (dtype) {
+    case at::kFloat:
+      return body(float{});
+    case at::kDouble:
+      return body(double{});
+    case at::kHalf:
+      return body(Half{});
+    case at::kBFloat16:
+      return body(BFloat16{});
+    default:
+      TORCH_CHECK_TYPE(false, op, ": tensors must be float16, bfloat16, float32 or float64, got ",
+                       dtype);
+  }
+}
+
+template <class T>
+const T* input(const at::Tensor& tensor) {
+  return static_cast<const T*>(tensor.const_data_ptr());
+}
+
+template <class T>
+T* output(at::Tensor& tensor) {
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+// Refuses a tensor that does not hold [.., 4] boxes.
+inline void check_boxes(const char* op, const char* name, const at::Tensor& boxes) {
+  TORCH_CHECK_VALUE(boxes.dim() >= 2 && boxes.size(-1) == 4, op, ": ", name,
+                    " must have shape [.., N, 4], got ", boxes.sizes());
+}
+
+// Refuses tensors of different devices or dtypes.
+inline void check_alike(const char* op, const char* name, const at::Tensor& tensor,
+                        const char* other_name, const at::Tensor& other) {
+  TORCH_CHECK_TYPE(tensor.scalar_type() == other.scalar_type(), op, ": ", name,
+                   " must have the dtype of ", other_name, " (", other.scalar_type(), "), got ",
+                   tensor.scalar_type());
+  TORCH_CHECK_VALUE(tensor.device() == other.device(), op, ": ", name, " must be on the device of ",
+                    other_name, " (", other.device(), "), got ", tensor.device());
+}
+
+// The current stream of the tensor's device. Through c10's own interface, so that the glue needs no
+// CUDA header.
+inline CUstream_st* current_stream(const at::Tensor& tensor) {
+  const c10::impl::VirtualGuardImpl guard(tensor.device().type());
+  return static_cast<CUstream_st*>(guard.getStream(tensor.device()).native_handle());
+}
+
+inline void check_launch(const char* op, const char* error) {
+  TORCH_CHECK(error == nullptr, op, ": the CUDA kernel could not be launched: ", error);
+}
+
+// Runs on_cpu() or on_cuda(stream) for the device of `tensor`, with that device current. A launcher
+// returns the text of its error or nullptr.
+template <class OnCpu, class OnCuda>
+void dispatch_device(const char* op, const at::Tensor& tensor, const OnCpu& on_cpu,
+                     [[maybe_unused]] const OnCuda& on_cuda) {
+  if (tensor.is_cpu()) {
+    on_cpu();
+    return;
+  }
+#if defined(PYDET_WITH_CUDA)
+  if (tensor.is_cuda()) {
+    const c10::DeviceGuard guard(tensor.device());
+    check_launch(op, on_cuda(current_stream(tensor)));
+    return;
+  }
+#endif
+  TORCH_CHECK_NOT_IMPLEMENTED(false, op, ": pydet was built without kernels for the device ",
+                              tensor.device());
+}
+
+}  // namespace pydet

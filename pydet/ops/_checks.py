@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of arguments; every error is ``<op>: <argument> must <requirement>, got <what came>``.
+
+Only metadata (type, dtype, shape, device) is looked at, never values: reading a value back from a
+GPU would make every call wait for it.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def check_tensor(op: str, name: str, value: Any) -> None:
+    """Refuses what is not a tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{op}: {name} must be a tensor, got {type(value).__name__}")
+
+
+def check_dtype(op: str, name: str, tensor: Tensor, allowed: tuple[torch.dtype, ...]) -> None:
+    """Refuses a dtype that is not in ``allowed``."""
+    if tensor.dtype not in allowed:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
+        raise TypeError(f"{op}: {name} must have a dtype of {names}, got {tensor.dtype}")
+
+
+def check_same_dtype(op: str, name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    """Refuses two tensors of different dtypes, except under autocast, which makes them alike."""
+    if tensor.dtype != other.dtype and not torch.is_autocast_enabled(tensor.device.type):
+        raise TypeError(
+            f"{op}: {name} must have the dtype of {other_name} ({other.dtype}), got {tensor.dtype}"
+        )
+
+
+def check_same_device(op: str, name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    """Refuses two tensors on different devices."""
+    if tensor.device != other.device:
+        raise ValueError(
+            f"{op}: {name} must be on the device of {other_name} ({other.device}), "
+            f"got {tensor.device}"
+        )
+
+
+def check_shape(
+    op: str, name: str, tensor: Tensor, wanted: str, fits: Callable[[torch.Size], bool]
+) -> None:
+    """Refuses a shape that ``fits`` denies; ``wanted`` says it in letters, as in ``[N, 4]``."""
+    if not fits(tensor.shape):
+        raise ValueError(f"{op}: {name} must have shape {wanted}, got {list(tensor.shape)}")
+
+
+def check_boxes(op: str, name: str, boxes: Any, shape: str = "[..., N, 4]") -> None:
+    """Refuses what is not a tensor of boxes [..., N, 4], or [N, 4] where ``shape`` says so."""
+    check_tensor(op, name, boxes)
+    dim = boxes.dim()
+    if dim < 2 or boxes.shape[-1] != 4 or (dim > 2 and not shape.startswith("[...")):
+        raise ValueError(f"{op}: {name} must have shape {shape}, got {list(boxes.shape)}")
+
+
+def check_number(
+    op: str, name: str, value: Any, requirement: str, fits: Callable[[float], bool]
+) -> None:
+    """Refuses what is not a number, and a number that ``fits`` denies (as it should NaN)."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}")
+    if not fits(value):
+        raise ValueError(f"{op}: {name} must be {requirement}, got {value}")
+
+
+def check_choice(op: str, name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Refuses a word that is not one of ``choices``."""
+    if value not in choices:
+        words = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"{op}: {name} must be one of {words}, got {value!r}")

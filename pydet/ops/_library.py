@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Makes the functions of ``pydet._C`` operators of torch: the only module that touches either.
+
+Each op calls :func:`define` once. What that registers under ``torch.ops.pydet`` has a kernel for
+CPU and CUDA, a fake implementation (shapes without data: torch.compile, torch.export), a gradient and
+an autocast rule.
+"""
+
+import importlib
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+
+_lib = torch.library.Library("pydet", "DEF")
+
+
+def _load() -> tuple[ModuleType | None, str]:
+    """The compiled module, or None and a sentence that says what is wrong and how to mend it."""
+    mend = (
+        "Build it against the torch that is installed: "
+        "`pip install --no-build-isolation --force-reinstall --no-deps .` in pydet's source "
+        "folder; `python -m pydet info` shows what was found"
+    )
+    try:
+        module = importlib.import_module("pydet._C")
+    except ModuleNotFoundError:
+        return None, f"pydet's compiled part (pydet._C) is not built. {mend}."
+    except ImportError as error:
+        return None, f"pydet's compiled part does not load ({error}). {mend}."
+    built, running = module.torch_version, torch.__version__
+    # torch's C++ interface changes from one minor release to the next: an extension fits one.
+    if built.split(".")[:2] != running.split(".")[:2]:
+        return None, f"pydet was built for torch {built} and runs with torch {running}. {mend}."
+    return module, ""
+
+
+extension, load_error = _load()
+
+
+def _kernel(name: str) -> Callable[..., Any]:
+    if extension is not None:
+        return getattr(extension, name)  # type: ignore[no-any-return]
+
+    def missing(*_: Any) -> Any:
+        raise ImportError(f"{name}: {load_error}")
+
+    return missing
+
+
+def _refuse_double_backward(ctx: Any, *_: Any) -> Any:
+    raise NotImplementedError(f"{ctx.op_name}: a second derivative is not implemented")
+
+
+def define(
+    schema: str,
+    *,
+    fake: Callable[..., Any],
+    backward: Callable[..., Any] | None = None,
+    save: Callable[..., None] | None = None,
+    differentiable: bool = True,
+    autocast: torch.dtype | None = None,
+) -> Any:
+    """Registers one operator and returns it.
+
+    Args:
+        schema: Name and signature in torch's schema language; the name is that of the function in
+            ``pydet._C``.
+        fake: Gives outputs of the right shape, dtype and device from inputs without data.
+        backward: ``backward(ctx, *grads)``: the gradient of each input. None for an op that has no
+            formula; asking for its gradient then raises.
+        save: ``save(ctx, inputs, output)``: keeps what the backward needs.
+        differentiable: False for ops whose results carry no gradient at all (indices).
+        autocast: The dtype that floating inputs take under autocast; None leaves them.
+    """
+    name = schema.split("(", maxsplit=1)[0]
+    _lib.define(schema)
+    kernel = _kernel(name)
+    _lib.impl(name, kernel, "CPU")
+    _lib.impl(name, kernel, "CUDA")
+    torch.library.register_fake(f"pydet::{name}", fake, lib=_lib)
+    if backward is None and differentiable:
+        backward = _refuse_double_backward
+
+        def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            ctx.op_name = name
+
+    if backward is not None:
+        torch.library.register_autograd(f"pydet::{name}", backward, setup_context=save, lib=_lib)
+    if autocast is not None:
+        for device_type in ("cpu", "cuda"):
+            torch.library.register_autocast(f"pydet::{name}", device_type, autocast, lib=_lib)
+    return getattr(torch.ops.pydet, name).default
