@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Data sets, image files and transforms."""
+
+from pydet.data._problems import DatasetError, ImageError, Problem, summarize_problems
+from pydet.data.augmentation import PhotometricDistortion, RandomIoUCrop, RandomZoomOut
+from pydet.data.building import build_transform
+from pydet.data.coco import CocoDataset
+from pydet.data.dataset import DetectionDataset, Records
+from pydet.data.image import read_image, read_image_size
+from pydet.data.opening import open_dataset
+from pydet.data.seeded import SeededView, seeded
+from pydet.data.synthetic import write_synthetic_dataset
+from pydet.data.transforms import (
+    Compose,
+    RandomHorizontalFlip,
+    RandomVerticalFlip,
+    ResizeFixed,
+    ResizeShortSide,
+    Transform,
+)
+from pydet.data.voc import VocDataset
+
+__all__ = [
+    "CocoDataset",
+    "Compose",
+    "DatasetError",
+    "DetectionDataset",
+    "ImageError",
+    "PhotometricDistortion",
+    "Problem",
+    "RandomHorizontalFlip",
+    "RandomIoUCrop",
+    "RandomVerticalFlip",
+    "RandomZoomOut",
+    "Records",
+    "ResizeFixed",
+    "ResizeShortSide",
+    "SeededView",
+    "Transform",
+    "VocDataset",
+    "build_transform",
+    "open_dataset",
+    "read_image",
+    "read_image_size",
+    "seeded",
+    "summarize_problems",
+    "write_synthetic_dataset",
+]

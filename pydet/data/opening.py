@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recognises in which form a data set comes."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydet.data._problems import DatasetError, OnError
+from pydet.data.coco import CocoDataset, load_coco_json
+from pydet.data.dataset import DetectionDataset
+from pydet.data.voc import VocDataset
+
+
+def open_dataset(
+    path: str | os.PathLike[str],
+    split: str | None = None,
+    *,
+    on_error: OnError = "raise",
+    class_names: Sequence[str] | None = None,
+    image_folder: str | os.PathLike[str] | None = None,
+    duplicate_iou: float | None = 0.9,
+    verify_images: bool = True,
+) -> DetectionDataset:
+    """Opens a data set in Pascal VOC or COCO form, whichever it is.
+
+    Recognised are
+
+    - a JSON file: COCO;
+    - a folder with ``Annotations/``: Pascal VOC, with the splits of ``ImageSets/Main``;
+    - a folder with ``annotations/instances_<split>*.json``, ``annotations/<split>.json``,
+      ``<split>.json`` or ``<split>/_annotations.coco.json``: COCO. Without ``split`` there must be
+      one JSON file;
+    - a folder of XML files beside their images, or such a folder for each split: Pascal VOC.
+
+    The images of a COCO file are looked for, if ``image_folder`` is not given, beside it, in
+    folders named after it or after the split, and in ``images``: the first of these that holds the
+    first image of the file.
+
+    Args:
+        path: The file or folder.
+        split: Which part ("train"); None takes everything (VOC) or the only file there is (COCO).
+        on_error: "raise" stops at the first broken record, "skip" leaves broken records out and
+            lists them in ``problems``; see :class:`VocDataset` and :class:`CocoDataset`.
+        class_names: The classes in the order of the labels. None takes the data set's own.
+        image_folder: Folder of the images of a COCO file.
+        duplicate_iou: From which IoU on two objects of one class are one given twice; None allows
+            them.
+        verify_images: Read the head of every image and compare its size with the annotation's.
+
+    Raises:
+        DatasetError: Nothing there is a known form, or a broken record in strict mode.
+    """
+    root = Path(path)
+    if not root.exists():
+        raise DatasetError(f"{root} does not exist")
+    if not root.is_file() and _is_voc(root, split):
+        if image_folder is not None:
+            raise DatasetError(f"{root} is a Pascal VOC folder: image_folder is for COCO files")
+        return VocDataset(
+            root,
+            split,
+            class_names=class_names,
+            on_error=on_error,
+            duplicate_iou=duplicate_iou,
+            verify_images=verify_images,
+        )
+    file = root if root.is_file() else _find_coco_json(root, split)
+    return CocoDataset(
+        file,
+        _find_image_folder(file, split) if image_folder is None else image_folder,
+        class_names=class_names,
+        on_error=on_error,
+        duplicate_iou=duplicate_iou,
+        verify_images=verify_images,
+    )
+
+
+def _is_voc(root: Path, split: str | None) -> bool:
+    if (root / "Annotations").is_dir():
+        # On file systems that ignore case this may be COCO's folder "annotations".
+        return (root / "JPEGImages").is_dir() or any((root / "Annotations").glob("*.xml"))
+    return any((root if split is None else root / split).glob("*.xml"))
+
+
+def _find_coco_json(root: Path, split: str | None) -> Path:
+    everything = sorted(
+        file
+        for pattern in ("*.json", "annotations/*.json", "*/_annotations.coco.json")
+        for file in root.glob(pattern)
+    )
+    if split is None:
+        found = everything
+    else:
+        exact = [
+            root / "annotations" / f"instances_{split}.json",
+            root / "annotations" / f"{split}.json",
+            root / f"instances_{split}.json",
+            root / f"{split}.json",
+            root / split / "_annotations.coco.json",
+        ]
+        found = [file for file in exact if file.is_file()][:1] or sorted(
+            (root / "annotations").glob(f"instances_{split}*.json")
+        )
+    if len(found) == 1:
+        return found[0]
+    names = ", ".join(str(file.relative_to(root)) for file in everything) or "none"
+    wanted = "its only JSON file" if split is None else f"a JSON file for the split {split!r}"
+    raise DatasetError(
+        f"{root} is neither a Pascal VOC folder (no Annotations, no XML files) nor a COCO folder "
+        f"with {wanted}; its JSON files: {names}"
+        + ("; name a split" if split is None and found else "")
+    )
+
+
+def _find_image_folder(file: Path, split: str | None) -> Path:
+    images = load_coco_json(file)["images"]
+    first = next((i["file_name"] for i in images if isinstance(i, dict) and "file_name" in i), "")
+    stem = file.stem.removeprefix("instances_")
+    names = [stem] if split in (None, stem) else [stem, str(split)]
+    candidates = [file.parent]
+    for base in (file.parent, file.parent.parent):
+        for name in names:
+            candidates += [base / name / "images", base / name, base / "images" / name]
+        candidates.append(base / "images")
+    for folder in candidates:
+        if folder.is_dir() and first and (folder / str(first)).is_file():
+            return folder
+    # Without a hit the most specific folder is taken, so that each missing image is named.
+    return next((folder for folder in candidates[1:] if folder.is_dir()), file.parent)

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Transforms of an image together with its boxes: composing, resizing, flipping.
+
+A transform is any callable ``(image, target) -> (image, target)``; those of pydet take images [3,
+H, W] uint8, leave their arguments unchanged, and draw random numbers from torch's global generator
+only. Each tensor of a target that has at least one dimension belongs to the boxes, one row each,
+and follows them.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from pydet.structures import Target
+
+Sample = tuple[Tensor, Target]
+Transform = Callable[[Tensor, Target], Sample]
+
+
+class Compose:
+    """Applies transforms one after the other."""
+
+    def __init__(self, transforms: Sequence[Transform]) -> None:
+        self.transforms = tuple(transforms)
+
+    def __call__(self, image: Tensor, target: Target) -> Sample:
+        """Returns the changed image and its objects."""
+        for transform in self.transforms:
+            image, target = transform(image, target)
+        return image, target
+
+    def __repr__(self) -> str:
+        return f"Compose([{', '.join(map(repr, self.transforms))}])"
+
+
+class ResizeShortSide:
+    """Scales the short side to ``size`` pixels, but the long side at most to ``max_size``.
+
+    The aspect ratio is kept up to rounding to whole pixels; boxes are scaled by the sizes that
+    result.
+
+    Args:
+        size: Pixels of the short side, or several of which one is drawn for each image.
+        max_size: Most pixels of the long side; None for no limit.
+    """
+
+    def __init__(self, size: int | Sequence[int], max_size: int | None = None) -> None:
+        self.sizes = (size,) if isinstance(size, int) else tuple(size)
+        self.max_size = max_size
+        if not self.sizes or min(self.sizes) < 1:
+            raise ValueError(f"ResizeShortSide: size must be positive, got {size}")
+        if max_size is not None and max_size < 1:
+            raise ValueError(f"ResizeShortSide: max_size must be positive, got {max_size}")
+
+    def __call__(self, image: Tensor, target: Target) -> Sample:
+        """Returns the changed image and its objects."""
+        size = self.sizes[_randint(len(self.sizes))] if len(self.sizes) > 1 else self.sizes[0]
+        height, width = image.shape[1:]
+        scale = size / min(height, width)
+        if self.max_size is not None:
+            scale = min(scale, self.max_size / max(height, width))
+        return resize(image, target, (max(1, round(height * scale)), max(1, round(width * scale))))
+
+    def __repr__(self) -> str:
+        return f"ResizeShortSide({list(self.sizes)}, max_size={self.max_size})"
+
+
+class ResizeFixed:
+    """Scales every image to one size, whatever its aspect ratio.
+
+    Args:
+        height: Pixels of the result.
+        width: Pixels of the result.
+    """
+
+    def __init__(self, height: int, width: int) -> None:
+        if height < 1 or width < 1:
+            raise ValueError(f"ResizeFixed: the size must be positive, got {height} x {width}")
+        self.size = (height, width)
+
+    def __call__(self, image: Tensor, target: Target) -> Sample:
+        """Returns the changed image and its objects."""
+        return resize(image, target, self.size)
+
+    def __repr__(self) -> str:
+        return f"ResizeFixed(height={self.size[0]}, width={self.size[1]})"
+
+
+class RandomHorizontalFlip:
+    """Mirrors left and right with probability ``p``."""
+
+    def __init__(self, p: float = 0.5) -> None:
+        self.p = check_probability("RandomHorizontalFlip", p)
+
+    def __call__(self, image: Tensor, target: Target) -> Sample:
+        """Returns the changed image and its objects."""
+        if not _happens(self.p):
+            return image, target
+        x1, y1, x2, y2 = target["boxes"].unbind(-1)
+        width = image.shape[2]
+        boxes = torch.stack((width - x2, y1, width - x1, y2), dim=-1)
+        return image.flip(2), with_boxes(target, boxes)
+
+    def __repr__(self) -> str:
+        return f"RandomHorizontalFlip(p={self.p})"
+
+
+class RandomVerticalFlip:
+    """Mirrors top and bottom with probability ``p``."""
+
+    def __init__(self, p: float = 0.5) -> None:
+        self.p = check_probability("RandomVerticalFlip", p)
+
+    def __call__(self, image: Tensor, target: Target) -> Sample:
+        """Returns the changed image and its objects."""
+        if not _happens(self.p):
+            return image, target
+        x1, y1, x2, y2 = target["boxes"].unbind(-1)
+        height = image.shape[1]
+        boxes = torch.stack((x1, height - y2, x2, height - y1), dim=-1)
+        return image.flip(1), with_boxes(target, boxes)
+
+    def __repr__(self) -> str:
+        return f"RandomVerticalFlip(p={self.p})"
+
+
+def resize(image: Tensor, target: Target, size: tuple[int, int]) -> Sample:
+    """Scales image, boxes and areas to ``size`` (height, width).
+
+    The image is resampled bilinearly, with antialiasing when it shrinks. Boxes are multiplied by
+    the quotient of the new and the old size, which need not be the same for both sides.
+    """
+    height, width = image.shape[1:]
+    if (height, width) == size:
+        return image, target
+    resized = torch.nn.functional.interpolate(
+        image[None], size=size, mode="bilinear", antialias=True, align_corners=False
+    )[0]
+    scale_y, scale_x = size[0] / height, size[1] / width
+    boxes = target["boxes"]
+    target = with_boxes(target, boxes * boxes.new_tensor([scale_x, scale_y, scale_x, scale_y]))
+    if "area" in target:
+        target["area"] = target["area"] * (scale_x * scale_y)
+    # Memory as [3, H, W] whatever interpolate chose: what follows is written for that.
+    return resized.contiguous(), target
+
+
+def with_boxes(target: Target, boxes: Tensor) -> Target:
+    """A copy of ``target`` with other boxes [G, 4]."""
+    changed = target.copy()
+    changed["boxes"] = boxes
+    return changed
+
+
+def select_boxes(target: Target, keep: Tensor) -> Target:
+    """A copy of ``target`` with only some of its boxes, and of all that belongs to them.
+
+    Args:
+        target: The objects; every tensor in it with at least one dimension has G rows.
+        keep: [G] bool, or [G'] int64 indices.
+
+    Raises:
+        ValueError: A tensor of the target has another number of rows than it has boxes.
+    """
+    count = len(target["boxes"])
+    selected: dict[str, Any] = {}
+    for key, value in target.items():
+        if isinstance(value, Tensor) and value.ndim > 0:
+            if len(value) != count:
+                raise ValueError(
+                    f"target: {key} must have one row for each of the {count} boxes, got "
+                    f"{list(value.shape)}; what belongs to the whole image must be no tensor with "
+                    "dimensions"
+                )
+            selected[key] = value[keep]
+        else:
+            selected[key] = value
+    return cast(Target, selected)
+
+
+def is_ignored(target: Target) -> Tensor:
+    """[G] bool: which boxes are neither foreground nor background."""
+    boxes = target["boxes"]
+    return target.get("ignored", torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device))
+
+
+def check_probability(name: str, p: float) -> float:
+    """Returns ``p`` if it is a probability.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if not 0 <= p <= 1:
+        raise ValueError(f"{name}: p must lie in [0, 1], got {p}")
+    return p
+
+
+def _happens(p: float) -> bool:
+    return float(torch.rand(())) < p
+
+
+def _randint(high: int) -> int:
+    return int(torch.randint(high, ()))
+
+
+def uniform(low: float, high: float) -> float:
+    """A number in [low, high) from torch's global generator."""
+    return low + (high - low) * float(torch.rand((), dtype=torch.float64))
