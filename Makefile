@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+# make demo   set up, then generate data, train, evaluate and draw: results in demo/
+# make test   set up, then run the tests (PYTEST_ARGS adds arguments)
+# Both make everything they need; a second call only redoes what changed.
+
+PYTHON ?= python3
+VENV ?= .venv
+BUILD ?= build/cmake
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+
+python := $(VENV)/bin/python
+packages := $(VENV)/.packages
+built := $(VENV)/.built
+native := $(shell find csrc -type f)
+cpp := $(shell find csrc tests/cpp -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
+
+.PHONY: help setup demo test lint format cpp-test cpp-sanitize bench clean
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
+	@echo "make lint   formatting, linters, types, spelling"
+	@echo "make format apply the formatters"
+	@echo "make cpp-test      the C++ tests, without Python and torch"
+	@echo "make cpp-sanitize  the same under the address and undefined-behaviour sanitizers"
+	@echo "make bench  every benchmark on this machine"
+	@echo "make clean  remove what was built"
+
+setup: $(built)
+
+$(python):
+	$(PYTHON) -m venv $(VENV)
+
+$(packages): requirements.txt requirements-dev.txt constraints.txt | $(python)
+	$(python) -m pip install --quiet -r requirements-dev.txt -c constraints.txt
+	@touch $@
+
+# Editable: the sources stay here, pydet/_C*.so is built beside them. Object files are kept in
+# build/, so that only what changed is compiled again.
+$(built): $(packages) pyproject.toml setup.py $(native)
+	$(python) -m pip install --quiet --no-build-isolation --no-deps --editable .
+	@touch $@
+
+demo: $(built)
+	$(python) -m pydet demo --output demo $(DEMO_ARGS)
+
+test: $(built)
+	$(python) -m pytest $(PYTEST_ARGS)
+
+lint: $(packages)
+	$(python) -m ruff check .
+	$(python) -m ruff format --check .
+	$(python) -m mypy
+	$(VENV)/bin/clang-format --dry-run --Werror $(cpp)
+	$(VENV)/bin/typos
+
+format: $(packages)
+	$(python) -m ruff check --fix .
+	$(python) -m ruff format .
+	$(VENV)/bin/clang-format -i $(cpp)
+
+cpp-test:
+	cmake -S . -B $(BUILD) -DCMAKE_BUILD_TYPE=Release
+	cmake --build $(BUILD) --parallel
+	ctest --test-dir $(BUILD) --output-on-failure
+
+# The CUDA kernels are left out: the sanitizers do not reach them.
+cpp-sanitize:
+	cmake -S . -B $(BUILD)-sanitize -DPYDET_CUDA=OFF -DPYDET_SANITIZE=address,undefined
+	cmake --build $(BUILD)-sanitize --parallel
+	ctest --test-dir $(BUILD)-sanitize --output-on-failure
+
+bench: $(built)
+	$(python) -m benchmarks
+
+clean:
+	rm -rf build dist *.egg-info pydet/_C*.so pydet/_build.json $(built)
