@@ -15,7 +15,7 @@ built := $(VENV)/.built
 native := $(shell find csrc -type f)
 cpp := $(shell find csrc tests/cpp -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: help setup demo test lint format cpp-test cpp-sanitize bench clean
+.PHONY: help setup demo test lint lint-python lint-types lint-cpp lint-spelling format cpp-test cpp-sanitize bench clean
 .DELETE_ON_ERROR:
 
 help:
@@ -48,11 +48,19 @@ demo: $(built)
 test: $(built)
 	$(python) -m pytest $(PYTEST_ARGS)
 
-lint: $(packages)
+lint: lint-python lint-types lint-cpp lint-spelling
+
+lint-python: $(packages)
 	$(python) -m ruff check .
 	$(python) -m ruff format --check .
+
+lint-types: $(packages)
 	$(python) -m mypy
+
+lint-cpp: $(packages)
 	$(VENV)/bin/clang-format --dry-run --Werror $(cpp)
+
+lint-spelling: $(packages)
 	$(VENV)/bin/typos
 
 format: $(packages)
