@@ -83,4 +83,4 @@ bench: $(built)
 	$(python) -m benchmarks
 
 clean:
-	rm -rf build dist *.egg-info pydet/_C*.so pydet/_build.json $(built)
+	rm -rf build dist *.egg-info pydet/_C*.so $(built)

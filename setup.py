@@ -5,7 +5,6 @@ PYDET_CUDA=0 or 1 decides by hand; TORCH_CUDA_ARCH_LIST, CUDA_HOME and MAX_JOBS 
 Whatever does not fit together ends here, in one sentence, before anything is compiled.
 """
 
-import json
 import os
 import platform
 import re
@@ -171,21 +170,8 @@ def cuda_include_dirs() -> list[str]:
     return [str(path) for path in candidates if (path / "cuda_runtime.h").is_file()]
 
 
-def describe(cuda: bool, architectures: str) -> dict[str, str]:
-    """What pydet.build_info and `python -m pydet info` say of this build."""
-    compiler = shlex.split(os.environ.get("CXX") or "c++")
-    said = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=False)
-    return {
-        "torch": torch.__version__,
-        "python": f"{sys.version_info[0]}.{sys.version_info[1]}",
-        "compiler": (said.stdout.splitlines() or ["unknown"])[0],
-        "cuda": torch.version.cuda if cuda else "",
-        "cuda_architectures": architectures,
-    }
-
-
-def plan_extension(extension: Extension) -> dict[str, str]:
-    """Fills in the extension and returns its description."""
+def plan_extension(extension: Extension) -> None:
+    """Fills in the extension: sources, flags and libraries."""
     check_torch()
     check_compiler()
     cuda = choose_cuda()
@@ -210,14 +196,13 @@ def plan_extension(extension: Extension) -> dict[str, str]:
         extra_link_args=["-fopenmp"],
     )
     vars(extension).update(vars(made))
-    return describe(cuda, architectures)
 
 
 class BuildExt(cpp_extension.BuildExtension if torch else PlainBuildExt):
     """torch's build, planned when it starts: an sdist can be made without torch or a compiler.
 
     Objects stay in build/, one folder for each torch and Python, so that a second build of any kind
-    compiles only what changed. _build.json is written beside the module.
+    compiles only what changed.
     """
 
     def finalize_options(self):
@@ -234,21 +219,8 @@ class BuildExt(cpp_extension.BuildExtension if torch else PlainBuildExt):
         self.build_temp = str(ROOT / "build" / f"temp-{tag}-cuda_{cuda}")
 
     def run(self):
-        self.description = plan_extension(self.extensions[0])
+        plan_extension(self.extensions[0])
         super().run()
-
-    def build_extensions(self):
-        super().build_extensions()
-        self._describe_in(Path(self.build_lib, "pydet"))
-
-    def copy_extensions_to_source(self):
-        super().copy_extensions_to_source()
-        self._describe_in(ROOT / "pydet")
-
-    def _describe_in(self, folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.description, indent=1)
-        Path(folder, "_build.json").write_text(text + "\n", encoding="utf-8")
 
 
 setup(

@@ -3,9 +3,9 @@
 
 Where something is decided (suppressed, matched) tests draw from a *lattice*: integer coordinates in
 [0, 1024) and thresholds that are multiples of 1/8. Areas (< 2^20) and unions (< 2^21) are then
-exact in float32, and a quotient of two such integers that is not equal to the threshold is at least 2^-24
-away from it, while floats below 1 are at most 2^-24 apart: the rounded quotient falls on the right
-side. So each decision has one right answer and results must be equal, not close.
+exact in float32, and a quotient of two such integers that is not equal to the threshold is at least
+2^-24 away from it, while floats below 1 are at most 2^-24 apart: the rounded quotient falls on the
+right side. So each decision has one right answer and results must be equal, not close.
 """
 
 import math

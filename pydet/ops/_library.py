@@ -2,8 +2,8 @@
 """Makes the functions of ``pydet._C`` operators of torch: the only module that touches either.
 
 Each op calls :func:`define` once. What that registers under ``torch.ops.pydet`` has a kernel for
-CPU and CUDA, a fake implementation (shapes without data: torch.compile, torch.export), a gradient and
-an autocast rule.
+CPU and CUDA, a fake implementation (shapes without data: torch.compile, torch.export), a gradient
+and an autocast rule.
 """
 
 import importlib
@@ -13,26 +13,22 @@ from typing import Any
 
 import torch
 
+from pydet._build_info import MEND, find_module, misfit, read_build_info
+
 _lib = torch.library.Library("pydet", "DEF")
 
 
 def _load() -> tuple[ModuleType | None, str]:
     """The compiled module, or None and a sentence that says what is wrong and how to mend it."""
-    mend = (
-        "Build it against the torch that is installed: "
-        "`pip install --no-build-isolation --force-reinstall --no-deps .` in pydet's source "
-        "folder; `python -m pydet info` shows what was found"
-    )
+    reason = misfit(read_build_info(find_module()))
+    if reason:
+        return None, reason
     try:
         module = importlib.import_module("pydet._C")
     except ModuleNotFoundError:
-        return None, f"pydet's compiled part (pydet._C) is not built. {mend}."
+        return None, f"pydet's compiled part (pydet._C) is not built. {MEND}."
     except ImportError as error:
-        return None, f"pydet's compiled part does not load ({error}). {mend}."
-    built, running = module.torch_version, torch.__version__
-    # torch's C++ interface changes from one minor release to the next: an extension fits one.
-    if built.split(".")[:2] != running.split(".")[:2]:
-        return None, f"pydet was built for torch {built} and runs with torch {running}. {mend}."
+        return None, f"pydet's compiled part does not load ({error}). {MEND}."
     return module, ""
 
 
