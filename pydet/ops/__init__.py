@@ -2,3 +2,6 @@
 """Detection operations with native kernels for CPU and CUDA. One line an op, alphabetical."""
 
 from pydet.ops.box_iou import box_iou as box_iou
+from pydet.ops.nms import PaddedKeep as PaddedKeep
+from pydet.ops.nms import batched_nms as batched_nms
+from pydet.ops.nms import nms as nms

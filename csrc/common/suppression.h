@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+// What every suppression op decides, once for host and device: which score comes first, and when
+// one box hides another.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "common/box.h"
+#include "common/host_device.h"
+#include "common/scalar.h"
+
+namespace pydet {
+
+PYDET_HOST_DEVICE uint64_t bits_from_double(double value) {
+#if defined(__CUDA_ARCH__)
+  return static_cast<uint64_t>(__double_as_longlong(value));
+#else
+  uint64_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  return bits;
+#endif
+}
+
+// Keys of scores: a smaller key is a larger score. -0 and 0 have one key; NaN has the largest, so
+// it ranks last, behind -infinity. Sorted by a stable sort, ties stand in the order of their
+// indices.
+PYDET_HOST_DEVICE uint32_t score_key(float score) {
+  const uint32_t bits = bits_from_float(score + 0.0f);
+  const uint32_t ascending = bits ^ ((bits >> 31) != 0u ? 0xffffffffu : 0x80000000u);
+  return score == score ? ~ascending : 0xffffffffu;
+}
+
+PYDET_HOST_DEVICE uint64_t score_key(double score) {
+  const uint64_t bits = bits_from_double(score + 0.0);
+  const uint64_t ascending = bits ^ ((bits >> 63) != 0u ? ~uint64_t{0} : uint64_t{1} << 63);
+  return score == score ? ~ascending : ~uint64_t{0};
+}
+
+// Whether a box can hide another or be hidden at all. False for a box with a NaN coordinate,
+// without any area, inverted, or of an area that is infinite: its IoU with every box is 0 or NaN.
+template <class A>
+PYDET_HOST_DEVICE bool can_overlap(const Box<A>& box, A box_area) {
+  return box.x2 > box.x1 && box.y2 > box.y1 && box_area > A(0) && box_area - box_area == A(0);
+}
+
+// Necessary for IoU > threshold, and cheap: no division. Rounding keeps the order of numbers and
+// the intersection is such a number itself, so intersection > threshold * union leaves
+// intersection >= round(threshold * union): no case is lost, and only few pass that are not.
+template <class A>
+PYDET_HOST_DEVICE bool may_exceed(A intersection, A area_a, A area_b, A threshold) {
+  return (intersection > A(0)) & (intersection >= threshold * (area_a + area_b - intersection));
+}
+
+// The largest A that is not above `threshold`. An A exceeds the one exactly where it exceeds the
+// other, so an IoU in float is compared with a double threshold without leaving float.
+template <class A>
+A threshold_below(double threshold) {
+  const A rounded = static_cast<A>(threshold);
+  return static_cast<double>(rounded) > threshold ? std::nextafter(rounded, A(-1)) : rounded;
+}
+
+// `score_threshold` in the precision of T, as torch compares a tensor of T with a number.
+template <class T>
+acc_t<T> rounded_to(double score_threshold) {
+  T rounded;
+  store(&rounded, static_cast<acc_t<T>>(score_threshold));
+  return load(&rounded);
+}
+
+}  // namespace pydet

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "common/torch_glue.h"
+#include "nms/nms.h"
+
+namespace pydet {
+namespace {
+
+// Protects memory only: pydet/ops/nms.py has checked before, with better sentences.
+void check_inputs(const char* op, const at::Tensor& boxes, const at::Tensor& scores,
+                  const std::optional<at::Tensor>& idxs) {
+  check_boxes(op, "boxes", boxes);
+  const at::IntArrayRef shape = boxes.sizes().slice(0, boxes.dim() - 1);
+  check_alike(op, "scores", scores, "boxes", boxes);
+  TORCH_CHECK_VALUE(scores.sizes() == shape, op, ": scores must have shape ", shape, ", got ",
+                    scores.sizes());
+  if (!idxs.has_value()) return;
+  TORCH_CHECK_TYPE(idxs->scalar_type() == at::kLong, op, ": idxs must be int64, got ",
+                   idxs->scalar_type());
+  TORCH_CHECK_VALUE(idxs->device() == boxes.device(), op, ": idxs must be on ", boxes.device(),
+                    ", got ", idxs->device());
+  TORCH_CHECK_VALUE(idxs->sizes() == shape, op, ": idxs must have shape ", shape, ", got ",
+                    idxs->sizes());
+}
+
+// Fills keep and counts for the batch that `params` describes.
+void run(const char* op, const NmsParams& params, const at::Tensor& boxes, const at::Tensor& scores,
+         const std::optional<at::Tensor>& idxs, at::Tensor& keep, at::Tensor& counts) {
+  const at::Tensor b = boxes.contiguous(), s = scores.contiguous();
+  const at::Tensor i = idxs.has_value() ? idxs->contiguous() : at::Tensor();
+  const int64_t* classes = i.defined() ? input<int64_t>(i) : nullptr;
+  TORCH_CHECK_NOT_IMPLEMENTED(boxes.is_cpu(), op,
+                              ": pydet was built without kernels for the device ", boxes.device());
+  dispatch_floating(boxes.scalar_type(), op, [&](auto element) {
+    using T = decltype(element);
+    cpu::nms<T>(params, input<T>(b), input<T>(s), classes, output<int64_t>(keep),
+                output<int64_t>(counts));
+  });
+}
+
+// boxes [N, 4], scores [N], idxs [N] -> indices of the kept boxes, as many as there are
+at::Tensor nms(const at::Tensor& boxes, const at::Tensor& scores,
+               const std::optional<at::Tensor>& idxs, double iou_threshold) {
+  check_inputs("nms", boxes, scores, idxs);
+  TORCH_CHECK_VALUE(boxes.dim() == 2, "nms: boxes must have shape [N, 4], got ", boxes.sizes());
+  const int64_t n = boxes.size(0);
+  at::Tensor keep = at::empty({n}, boxes.options().dtype(at::kLong));
+  at::Tensor counts = at::empty({1}, keep.options());
+  run("nms", NmsParams{1, n, n, iou_threshold, 0.0, false}, boxes, scores, idxs, keep, counts);
+  const int64_t count = counts.item<int64_t>();
+  return count == n ? keep : keep.narrow(0, 0, count).clone();
+}
+
+// boxes [.., N, 4], scores [.., N], idxs [.., N] -> keep [.., max_output], counts [..]
+std::tuple<at::Tensor, at::Tensor> nms_padded(const at::Tensor& boxes, const at::Tensor& scores,
+                                              const std::optional<at::Tensor>& idxs,
+                                              double iou_threshold, int64_t max_output,
+                                              double score_threshold) {
+  check_inputs("nms_padded", boxes, scores, idxs);
+  TORCH_CHECK_VALUE(max_output >= 0, "nms_padded: max_output must be at least 0, got ", max_output);
+  std::vector<int64_t> shape = boxes.sizes().slice(0, boxes.dim() - 2).vec();
+  at::Tensor counts = at::empty(shape, boxes.options().dtype(at::kLong));
+  shape.push_back(max_output);
+  at::Tensor keep = at::empty(shape, counts.options());
+  run("nms_padded",
+      NmsParams{counts.numel(), boxes.size(-2), max_output, iou_threshold, score_threshold, true},
+      boxes, scores, idxs, keep, counts);
+  return {keep, counts};
+}
+
+}  // namespace
+
+void bind_nms(pybind11::module_& m) {
+  m.def("nms", &nms, pybind11::call_guard<pybind11::gil_scoped_release>());
+  m.def("nms_padded", &nms_padded, pybind11::call_guard<pybind11::gil_scoped_release>());
+}
+
+}  // namespace pydet
