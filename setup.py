@@ -223,7 +223,6 @@ class BuildExt(cpp_extension.BuildExtension if torch else PlainBuildExt):
         super().run()
 
 
-setup(
-    ext_modules=[Extension("pydet._C", SOURCES)],
-    cmdclass={"build_ext": BuildExt},
-)
+# setuptools runs this file as __main__; the tests import it.
+if __name__ == "__main__":
+    setup(ext_modules=[Extension("pydet._C", SOURCES)], cmdclass={"build_ext": BuildExt})
