@@ -160,6 +160,21 @@ def choose_architectures() -> str:
     return chosen
 
 
+def settle_toolkit() -> None:
+    """Follows an nvcc that is a link or a script (/usr/local/bin/nvcc) to its toolkit.
+
+    torch takes the folder above nvcc's, and would look for headers and libraries there.
+    """
+    home = Path(cpp_extension.CUDA_HOME)
+    if (home / "include" / "cuda_runtime.h").is_file():
+        return
+    command = [home / "bin" / "nvcc", "--dryrun", "-x", "cu", os.devnull]
+    said = subprocess.run(command, capture_output=True, text=True, check=False).stderr
+    found = re.search(r"^#\$ TOP=(.+)$", said, re.MULTILINE)
+    if found and Path(found[1], "bin", "nvcc").is_file():
+        cpp_extension.CUDA_HOME = os.environ["CUDA_HOME"] = str(Path(found[1]).resolve())
+
+
 def cuda_include_dirs() -> list[str]:
     """Headers of CUDA that pip's CUDA packages brought along, where the toolkit has none."""
     if Path(cpp_extension.CUDA_HOME, "include", "cuda_runtime.h").is_file():
@@ -175,7 +190,10 @@ def plan_extension(extension: Extension) -> None:
     check_torch()
     check_compiler()
     cuda = choose_cuda()
-    architectures = choose_architectures() if cuda else ""
+    architectures = ""
+    if cuda:
+        settle_toolkit()
+        architectures = choose_architectures()
     # No contraction into fused multiply-adds: what decides (NMS, matching) must round as the
     # definition does, on every machine alike. The other two switches only drop what vector code
     # cannot keep: errno and floating-point traps.

@@ -189,6 +189,35 @@ def test_architectures(build_script: ModuleType, monkeypatch: pytest.MonkeyPatch
     assert build_script.choose_architectures() == "9.0;9.1"
 
 
+def test_nvcc_that_is_a_script(
+    build_script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # As /usr/local/bin/nvcc often is: torch then takes /usr/local for the toolkit.
+    real = tmp_path / "cuda-13.0"
+    _program(real / "bin" / "nvcc", f"#$ TOP={real}/bin/..")
+    script = _program(tmp_path / "bin" / "nvcc", "")
+    script.write_text(f'#!/bin/sh\nexec {real}/bin/nvcc "$@"\n')
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    build_script.cpp_extension.CUDA_HOME = str(tmp_path)
+    build_script.settle_toolkit()
+    assert build_script.cpp_extension.CUDA_HOME == str(real)
+    assert os.environ["CUDA_HOME"] == str(real)
+    (real / "include").mkdir()
+    (real / "include" / "cuda_runtime.h").touch()
+    assert build_script.cuda_include_dirs() == []
+
+
+def test_headers_of_cuda_beside_torch(build_script: ModuleType, tmp_path: Path) -> None:
+    packages = tmp_path / "site-packages"
+    build_script.torch.__file__ = str(packages / "torch" / "__init__.py")
+    build_script.cpp_extension.CUDA_HOME = str(tmp_path / "cuda")
+    assert build_script.cuda_include_dirs() == []
+    headers = packages / "nvidia" / "cu13" / "include"
+    headers.mkdir(parents=True)
+    (headers / "cuda_runtime.h").touch()
+    assert build_script.cuda_include_dirs() == [str(headers)]
+
+
 @pytest.fixture(scope="module")
 def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sdist")
