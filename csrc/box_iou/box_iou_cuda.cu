@@ -113,8 +113,8 @@ const char* box_iou(int64_t batch, int64_t num_boxes1, int64_t num_boxes2, const
   const int64_t pieces = batch * ceil_div<int64_t>(num_boxes1, kRows) *
                          ceil_div<int64_t>(num_boxes2, kThreads * kColumns);
   if (pieces == 0) return nullptr;
-  box_iou_kernel<<<grid_size(pieces, 1), kThreads, 0, stream>>>(batch, num_boxes1, num_boxes2,
-                                                                boxes1, boxes2, iou);
+  launch(box_iou_kernel<T>, grid_size(pieces, 1), kThreads, 0, stream, batch, num_boxes1,
+         num_boxes2, boxes1, boxes2, iou);
   return launch_error();
 }
 
@@ -124,14 +124,14 @@ const char* box_iou_backward(int64_t batch, int64_t num_boxes1, int64_t num_boxe
                              T* grad_boxes2, CUstream_st* stream) {
   const dim3 threads(kLanes, kGroups);
   if (grad_boxes1 != nullptr && batch * num_boxes1 != 0) {
-    box_iou_backward_kernel<<<grid_size(batch * ceil_div<int64_t>(num_boxes1, kLanes), 1), threads,
-                              0, stream>>>(batch, num_boxes1, num_boxes2, num_boxes2, 1, grad_iou,
-                                           boxes1, boxes2, grad_boxes1);
+    launch(box_iou_backward_kernel<T>, grid_size(batch * ceil_div<int64_t>(num_boxes1, kLanes), 1),
+           threads, 0, stream, batch, num_boxes1, num_boxes2, num_boxes2, 1, grad_iou, boxes1,
+           boxes2, grad_boxes1);
   }
   if (grad_boxes2 != nullptr && batch * num_boxes2 != 0) {
-    box_iou_backward_kernel<<<grid_size(batch * ceil_div<int64_t>(num_boxes2, kLanes), 1), threads,
-                              0, stream>>>(batch, num_boxes2, num_boxes1, 1, num_boxes2, grad_iou,
-                                           boxes2, boxes1, grad_boxes2);
+    launch(box_iou_backward_kernel<T>, grid_size(batch * ceil_div<int64_t>(num_boxes2, kLanes), 1),
+           threads, 0, stream, batch, num_boxes2, num_boxes1, 1, num_boxes2, grad_iou, boxes2,
+           boxes1, grad_boxes2);
   }
   return launch_error();
 }

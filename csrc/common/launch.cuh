@@ -30,5 +30,15 @@ inline const char* launch_error() {
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
+#if defined(__CUDACC__)
+// Starts a kernel. The only place with CUDA's own launch syntax, so that a host compiler can build
+// all else of a .cu file; the emulation of the tests has a function of the same name.
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
+            CUstream_st* stream, Arguments... arguments) {
+  kernel<<<grid, block, shared_bytes, stream>>>(static_cast<Parameters>(arguments)...);
+}
+#endif
+
 }  // namespace cuda
 }  // namespace pydet

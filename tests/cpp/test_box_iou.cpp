@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The CPU kernel at the edges of its tiles and tasks, for the sanitizers.
+// The CPU kernel and the emulated CUDA kernel at the edges of their tiles, for the sanitizers.
 #include <cmath>
 #include <cstdint>
 #include <vector>
@@ -37,6 +37,14 @@ void test_sizes(int64_t batch, int64_t n, int64_t m) {
   }
   pydet::cpu::box_iou_backward(batch, n, m, grad.data(), a.data(), b.data(), grad_a.data(),
                                grad_b.data());
+  // The CUDA kernels give the same bits; their gradients add up in another order.
+  std::vector<float> cuda_iou(iou.size(), -1), cuda_grad_a(grad_a), cuda_grad_b(grad_b);
+  CHECK(pydet::cuda::box_iou(batch, n, m, a.data(), b.data(), cuda_iou.data(), nullptr) == nullptr);
+  CHECK(cuda_iou == iou);
+  CHECK(pydet::cuda::box_iou_backward(batch, n, m, grad.data(), a.data(), b.data(),
+                                      cuda_grad_a.data(), cuda_grad_b.data(), nullptr) == nullptr);
+  for (size_t i = 0; i < grad_a.size(); ++i) CHECK(std::abs(cuda_grad_a[i] - grad_a[i]) < 1e-3);
+  for (size_t i = 0; i < grad_b.size(); ++i) CHECK(std::abs(cuda_grad_b[i] - grad_b[i]) < 1e-3);
   // Moving all boxes by one vector changes no IoU: the gradients along x add up to nothing.
   double along_x = 0;
   for (size_t i = 0; i < grad_a.size(); i += 2) along_x += grad_a[i];
@@ -47,7 +55,7 @@ void test_sizes(int64_t batch, int64_t n, int64_t m) {
 }  // namespace
 
 int main() {
-  for (int64_t n : {0, 1, 3, 65, 130}) {
+  for (int64_t n : {0, 1, 3, 65}) {
     for (int64_t m : {0, 1, 1023, 1024, 1025, 2049}) test_sizes(2, n, m);
   }
   return check::result();
