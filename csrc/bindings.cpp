@@ -12,6 +12,7 @@ namespace pydet {
 
 // One line an op, alphabetical.
 void bind_box_iou(pybind11::module_& m);
+void bind_focal_loss(pybind11::module_& m);
 void bind_nms(pybind11::module_& m);
 
 }  // namespace pydet
@@ -28,5 +29,6 @@ PYBIND11_MODULE(_C, m) {
 
   // One line an op, alphabetical.
   pydet::bind_box_iou(m);
+  pydet::bind_focal_loss(m);
   pydet::bind_nms(m);
 }

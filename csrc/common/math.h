@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+// exp and log for float without a call of the C library, so that the compiler can vectorise a loop
+// around them. They are additions, multiplications and integer operations only: every instruction
+// set gives the same bits. Relative errors are below 2^-22 (tests/cpp/test_math.cpp). For double,
+// and on the device, the library's own functions.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "common/host_device.h"
+#include "common/scalar.h"
+
+namespace pydet {
+
+// a * b + c: one instruction on the device, two roundings on the host, where not every instruction
+// set has it.
+PYDET_HOST_DEVICE float mul_add(float a, float b, float c) {
+#if defined(__CUDA_ARCH__)
+  return __fmaf_rn(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+PYDET_HOST_DEVICE double mul_add(double a, double b, double c) { return a * b + c; }
+
+// exp(x) for x <= 0; results below the smallest normal number (2^-126) are 0. NaN for NaN.
+PYDET_HOST_DEVICE float exp_of_negative(float x) {
+#if defined(__CUDA_ARCH__)
+  return expf(x);
+#else
+  constexpr float kLeast = -87.33654f;     // log(2^-126), rounded towards 0
+  constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  const float y = max_of(kLeast, x);       // in this order a NaN stays
+  const float shifted = y * 1.44269504f + kRounder;
+  const float n = shifted - kRounder;
+  // y - n log(2), with log(2) in two parts, the first of so few bits that n times it is exact.
+  const float r = (y - n * 0.693359375f) + n * 2.12194440e-4f;
+  // exp(r) = 1 + r + r^2 q(r) on [-log(2)/2, log(2)/2]: minimax polynomial, error 3e-9.
+  float q = 0.0013814599f;
+  q = q * r + 0.008368717f;
+  q = q * r + 0.04166839f;
+  q = q * r + 0.16666521f;
+  q = q * r + 0.49999994f;
+  const float mantissa = (q * (r * r) + r) + 1.0f;
+  // The low bits of `shifted` are n; multiply by 2^n.
+  const float power = float_from_bits((bits_from_float(shifted) + 127u) << 23);
+  return x < kLeast ? 0.0f : mantissa * power;
+#endif
+}
+PYDET_HOST_DEVICE double exp_of_negative(double x) { return exp(x); }
+
+// log(1 + x) for x in [0, 1].
+PYDET_HOST_DEVICE float log1p_of_fraction(float x) {
+  // log(1 + x) = x (1 + x q(x)): minimax polynomial, error 3e-8.
+  float q = 0.0053648185f;
+  q = mul_add(q, x, -0.03006577f);
+  q = mul_add(q, x, 0.0792045f);
+  q = mul_add(q, x, -0.13753799f);
+  q = mul_add(q, x, 0.19153653f);
+  q = mul_add(q, x, -0.24857163f);
+  q = mul_add(q, x, 0.33321324f);
+  q = mul_add(q, x, -0.49999648f);
+  return x * mul_add(q, x, 1.0f);
+}
+PYDET_HOST_DEVICE double log1p_of_fraction(double x) { return log1p(x); }
+
+// log(x) for x in [0, 1]; for 0 and subnormal numbers some number below -87. NaN for NaN and below
+// 0.
+PYDET_HOST_DEVICE float log_of_fraction(float x) {
+#if defined(__CUDA_ARCH__)
+  return logf(x < 0.0f ? x : max_of(1.17549435e-38f, x));
+#else
+  // x = 2^n m with m in [sqrt(1/2), sqrt(2)).
+  const uint32_t bits = bits_from_float(x);
+  const uint32_t shifted = bits + (0x3f800000u - 0x3f3504f3u);
+  const float n = static_cast<float>(static_cast<int32_t>(shifted >> 23) - 127);
+  const float m = float_from_bits((shifted & 0x7fffffu) + 0x3f3504f3u);
+  // log(m) = 2 atanh(s) with s = (m - 1) / (m + 1), |s| < 0.1716.
+  const float s = (m - 1.0f) / (m + 1.0f), z = s * s;
+  const float tail = s * z * ((z * 0.28571430f + 0.4f) * z + 0.66666667f);
+  const float log_m = 2.0f * s + tail;
+  const float result = (n * -2.12194440e-4f + log_m) + n * 0.693359375f;
+  return x >= 0.0f ? result : NAN;
+#endif
+}
+PYDET_HOST_DEVICE double log_of_fraction(double x) { return log(x); }
+
+}  // namespace pydet
