@@ -23,7 +23,7 @@ help:
 	@echo "make lint   formatting, linters, types, spelling"
 	@echo "make format apply the formatters"
 	@echo "make cpp-test      the C++ tests, without Python and torch"
-	@echo "make cpp-sanitize  the same under the address and undefined-behaviour sanitizers"
+	@echo "make cpp-sanitize  the same under the address, undefined-behaviour and thread sanitizers"
 	@echo "make bench  every benchmark on this machine"
 	@echo "make clean  remove what was built"
 
@@ -73,11 +73,14 @@ cpp-test:
 	cmake --build $(BUILD) --parallel
 	ctest --test-dir $(BUILD) --output-on-failure
 
-# The CUDA kernels are left out: the sanitizers do not reach them.
+# nvcc's objects are left out: the CUDA kernels are watched as the emulation runs them, on the CPU.
 cpp-sanitize:
-	cmake -S . -B $(BUILD)-sanitize -DPYDET_CUDA=OFF -DPYDET_SANITIZE=address,undefined
-	cmake --build $(BUILD)-sanitize --parallel
-	ctest --test-dir $(BUILD)-sanitize --output-on-failure
+	for sanitizers in address,undefined thread; do \
+	  folder=$(BUILD)-$$sanitizers && \
+	  cmake -S . -B $$folder -DPYDET_CUDA=OFF -DPYDET_SANITIZE=$$sanitizers && \
+	  cmake --build $$folder --parallel && \
+	  ctest --test-dir $$folder --output-on-failure || exit 1; \
+	done
 
 bench: $(built)
 	$(python) -m benchmarks

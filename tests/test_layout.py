@@ -121,6 +121,16 @@ def test_torch_stays_in_the_glue() -> None:
     _report(problems, "torch is included outside of *_torch.cpp, torch_glue.h and bindings.cpp")
 
 
+def test_kernels_start_through_launch() -> None:
+    """A host compiler must be able to build .cu files, or the emulation cannot run them."""
+    problems = [
+        _name(path)
+        for path in CPP
+        if "<<<" in path.read_text(encoding="utf-8") and path.name != "launch.cuh"
+    ]
+    _report(problems, "CUDA's launch syntax outside of common/launch.cuh: use launch(...)")
+
+
 def test_no_macro_but_one() -> None:
     problems = [
         f"{_name(path)}: {match.group(0)}"
