@@ -1,8 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Detection operations with native kernels for CPU and CUDA. One line an op, alphabetical."""
 
+from pydet.ops.box_coding import decode_boxes as decode_boxes
+from pydet.ops.box_coding import encode_boxes as encode_boxes
 from pydet.ops.box_iou import box_iou as box_iou
 from pydet.ops.focal_loss import sigmoid_focal_loss as sigmoid_focal_loss
+from pydet.ops.match_anchors import BACKGROUND as BACKGROUND
+from pydet.ops.match_anchors import IGNORED as IGNORED
+from pydet.ops.match_anchors import AnchorMatches as AnchorMatches
+from pydet.ops.match_anchors import match_anchors as match_anchors
 from pydet.ops.nms import PaddedKeep as PaddedKeep
 from pydet.ops.nms import batched_nms as batched_nms
 from pydet.ops.nms import nms as nms

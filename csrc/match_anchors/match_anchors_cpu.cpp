@@ -1,0 +1,341 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <type_traits>
+#include <vector>
+
+#include "common/box.h"
+#include "common/isa.h"
+#include "common/matching.h"
+#include "common/parallel_for.h"
+#include "match_anchors/match_anchors.h"
+
+namespace pydet {
+namespace cpu {
+namespace {
+
+// Anchors a block: its arrays stay in the first-level cache, and its bounding box is small enough
+// to pass over most ground truths.
+constexpr int64_t kBlock = 256;
+
+// An integer as wide as the arithmetic, so that one vector holds as many of either. A quality is
+// never negative, so its bits, read as an integer, are ordered as it is.
+template <class A>
+using bits_t = std::conditional_t<sizeof(A) == 4, int32_t, int64_t>;
+
+template <class A>
+bits_t<A> to_bits(A value) {
+  bits_t<A> bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  return bits;
+}
+
+// A ground truth that takes part: without NaN. `index` is its number in its image.
+template <class A>
+struct Truth {
+  Box<A> box;
+  A area;
+  int32_t index;
+};
+
+// The highest quality of a ground truth over all anchors, and the first and last block in which it
+// is met. Threads raise the three words in any order to the same end. `first` and `last` hold the
+// quality's leading bits above the block number (its complement, for the first), so that a higher
+// quality outweighs every block number. All are 0 as long as no anchor overlaps.
+struct Highest {
+  std::atomic<uint64_t> quality{0}, first{0}, last{0};
+};
+
+void raise_to(std::atomic<uint64_t>* word, uint64_t value) {
+  uint64_t seen = word->load(std::memory_order_relaxed);
+  while (seen < value && !word->compare_exchange_weak(seen, value, std::memory_order_relaxed)) {
+  }
+}
+
+constexpr uint64_t kBlockMask = 0xffffffffu;
+
+void raise_to(Highest* highest, uint64_t bits, int quality_bits, int64_t block) {
+  const uint64_t leading = quality_bits == 32 ? bits : (bits >> 32) + 1;
+  const uint64_t number = static_cast<uint64_t>(block);
+  raise_to(&highest->quality, bits);
+  raise_to(&highest->first, leading << 32 | (~number & kBlockMask));
+  raise_to(&highest->last, leading << 32 | (number & kBlockMask));
+}
+
+// One image's part of the packed ground truth.
+template <class A>
+struct Image {
+  const Truth<A>* truths;
+  Highest* highest;  // one a truth; null where nobody asks for low-quality matches
+  int64_t num_truths;
+  const Truth<A>* ignored;
+  int64_t num_ignored;
+};
+
+template <class T>
+struct Job {
+  const T* anchors;
+  int64_t num_anchors;
+  const Image<acc_t<T>>* images;
+  int64_t* matched_idxs;
+  acc_t<T>* matched_ious;
+};
+
+// The anchors of one block as a structure of arrays. One with a NaN, or beyond the last, is an
+// empty box, which overlaps nothing.
+template <class A>
+struct Block {
+  alignas(64) A x1[kBlock], y1[kBlock], x2[kBlock], y2[kBlock], area[kBlock];
+  bool valid[kBlock];
+  Box<A> bounds;
+
+  template <class T>
+  void load_from(const T* anchors, int64_t count) {
+    constexpr int64_t kLanes = 16;
+    for (int64_t j = 0; j < kBlock; ++j) {
+      Box<A> box{};
+      if (j < count) box = load_box(anchors, j);
+      valid[j] = !has_nan(box);
+      if (!valid[j]) box = Box<A>{};
+      x1[j] = box.x1;
+      y1[j] = box.y1;
+      x2[j] = box.x2;
+      y2[j] = box.y2;
+      area[j] = pydet::area(box);
+    }
+    // Minima and maxima lane by lane first, which compilers turn into vectors.
+    A low_x[kLanes], low_y[kLanes], high_x[kLanes], high_y[kLanes];
+    for (int64_t k = 0; k < kLanes; ++k) {
+      low_x[k] = x1[0];
+      low_y[k] = y1[0];
+      high_x[k] = x2[0];
+      high_y[k] = y2[0];
+    }
+    for (int64_t j = 0; j < kBlock && j < count; j += kLanes) {
+      for (int64_t k = 0; k < kLanes; ++k) {
+        low_x[k] = min_of(x1[j + k], low_x[k]);
+        low_y[k] = min_of(y1[j + k], low_y[k]);
+        high_x[k] = max_of(x2[j + k], high_x[k]);
+        high_y[k] = max_of(y2[j + k], high_y[k]);
+      }
+    }
+    bounds = {low_x[0], low_y[0], high_x[0], high_y[0]};
+    for (int64_t k = 1; k < kLanes; ++k) {
+      bounds = {min_of(low_x[k], bounds.x1), min_of(low_y[k], bounds.y1),
+                max_of(high_x[k], bounds.x2), max_of(high_y[k], bounds.y2)};
+    }
+  }
+
+  Box<A> box(int64_t j) const { return {x1[j], y1[j], x2[j], y2[j]}; }
+
+  // False only where no anchor of the block overlaps the box.
+  bool touches(const Box<A>& other) const {
+    return other.x1 < bounds.x2 && bounds.x1 < other.x2 && other.y1 < bounds.y2 &&
+           bounds.y1 < other.y2;
+  }
+};
+
+// Matches the anchors of one block in the images [image_begin, image_end), and notes the highest
+// quality of each ground truth. Thresholds of minus infinity give every anchor its own best.
+template <class T>
+struct MatchBlock {
+  using A = acc_t<T>;
+
+  static void run(const Job<T>* job, int64_t number, int64_t image_begin, int64_t image_end,
+                  A fg_iou_threshold, A bg_iou_threshold, bool note_highest) {
+    const int64_t begin = number * kBlock, count = std::min(kBlock, job->num_anchors - begin);
+    Block<A> block;
+    block.load_from(job->anchors + 4 * begin, count);
+    for (int64_t b = image_begin; b < image_end; ++b) {
+      const Image<A>& image = job->images[b];
+      alignas(64) bits_t<A> best[kBlock], argmax[kBlock];
+      const bits_t<A> first = image.num_truths > 0 ? image.truths[0].index : -1;
+      for (int64_t j = 0; j < kBlock; ++j) {
+        best[j] = 0;
+        argmax[j] = first;
+      }
+      for (int64_t k = 0; k < image.num_truths; ++k) {
+        const Truth<A>& truth = image.truths[k];
+        if (!block.touches(truth.box)) continue;
+        const bits_t<A> highest = sweep(block, truth, best, argmax);
+        if (note_highest && highest > 0)
+          raise_to(image.highest + k, static_cast<uint64_t>(highest), 8 * sizeof(A), number);
+      }
+      int64_t* idxs = job->matched_idxs + b * job->num_anchors + begin;
+      A* ious = job->matched_ious + b * job->num_anchors + begin;
+      for (int64_t j = 0; j < count; ++j) {
+        std::memcpy(ious + j, best + j, sizeof(A));
+        const int64_t idx = decide_match(ious[j], argmax[j], fg_iou_threshold, bg_iou_threshold);
+        idxs[j] = block.valid[j] ? idx : kBackground;
+      }
+      ignore(block, image, count, idxs);
+    }
+  }
+
+  // Compares one ground truth with all anchors of the block; returns its highest quality.
+  static bits_t<A> sweep(const Block<A>& block, const Truth<A>& truth, bits_t<A>* best,
+                         bits_t<A>* argmax) {
+    const Box<A> box = truth.box;
+    const A area_gt = truth.area;
+    const bits_t<A> index = truth.index;
+    bits_t<A> highest = 0;
+    for (int64_t j = 0; j < kBlock; ++j) {
+      const bits_t<A> quality =
+          to_bits(match_quality(intersection(block.box(j), box), block.area[j], area_gt));
+      argmax[j] = quality > best[j] ? index : argmax[j];
+      best[j] = std::max(quality, best[j]);
+      highest = std::max(quality, highest);
+    }
+    return highest;
+  }
+
+  static void ignore(const Block<A>& block, const Image<A>& image, int64_t count, int64_t* idxs) {
+    for (int64_t k = 0; k < image.num_ignored; ++k) {
+      const Box<A> box = image.ignored[k].box;
+      if (!block.touches(box)) continue;
+      for (int64_t j = 0; j < count; ++j) {
+        const bool covered = lies_in_ignored(intersection(block.box(j), box), block.area[j]);
+        idxs[j] = covered && idxs[j] < 0 ? kIgnored : idxs[j];
+      }
+    }
+  }
+};
+
+// The low-quality rule for one ground truth: each anchor that ties with its highest quality gets
+// its own best ground truth back. Only the blocks from the first to the last with such an anchor
+// are looked at. Several ground truths may restore one anchor at once, to the same index.
+template <class T>
+struct RestoreTies {
+  using A = acc_t<T>;
+
+  static void run(const Job<T>* job, int64_t b, int64_t k) {
+    const Image<A>& image = job->images[b];
+    const Truth<A>& truth = image.truths[k];
+    const Highest& highest = image.highest[k];
+    const bits_t<A> wanted = static_cast<bits_t<A>>(highest.quality.load());
+    const int64_t first = static_cast<int64_t>(~highest.first.load() & kBlockMask);
+    const int64_t last = static_cast<int64_t>(highest.last.load() & kBlockMask);
+    for (int64_t number = first; number <= last; ++number) {
+      const int64_t begin = number * kBlock, count = std::min(kBlock, job->num_anchors - begin);
+      Block<A> block;
+      block.load_from(job->anchors + 4 * begin, count);
+      if (!block.touches(truth.box)) continue;
+      bool tie[kBlock];
+      for (int64_t j = 0; j < kBlock; ++j) {
+        const A inter = intersection(block.box(j), truth.box);
+        tie[j] = to_bits(match_quality(inter, block.area[j], truth.area)) == wanted;
+      }
+      for (int64_t j = 0; j < count; ++j) {
+        if (!tie[j]) continue;
+        int64_t* idx = job->matched_idxs + b * job->num_anchors + begin + j;
+        if (__atomic_load_n(idx, __ATOMIC_RELAXED) >= 0) continue;
+        const A best = job->matched_ious[b * job->num_anchors + begin + j];
+        __atomic_store_n(idx, own_best(image, block.box(j), block.area[j], best), __ATOMIC_RELAXED);
+      }
+    }
+  }
+
+  // The first ground truth with which the anchor has the quality `best`, which is positive.
+  static int64_t own_best(const Image<A>& image, const Box<A>& anchor, A area_anchor, A best) {
+    for (int64_t k = 0; k < image.num_truths; ++k) {
+      const A inter = intersection(anchor, image.truths[k].box);
+      if (!(inter > A(0))) continue;
+      if (match_quality(inter, area_anchor, image.truths[k].area) == best)
+        return image.truths[k].index;
+    }
+    return kBackground;  // cannot happen: the first pass found one
+  }
+};
+
+// The ground truths that take part, sorted into those to match and those to ignore.
+template <class T>
+struct Truths {
+  using A = acc_t<T>;
+  std::vector<Truth<A>> matched, ignored;
+  std::unique_ptr<Highest[]> highest;
+  std::vector<Image<A>> images;
+
+  Truths(int64_t num_images, int64_t num_gt, const T* gt_boxes, const bool* gt_ignored,
+         const int64_t* offsets, bool with_highest) {
+    std::vector<int64_t> ends;  // of each image, in `matched` and in `ignored`
+    for (int64_t b = 0; b < num_images; ++b) {
+      const int64_t begin = offsets ? std::clamp<int64_t>(offsets[b], 0, num_gt) : 0;
+      const int64_t end = offsets ? std::clamp(offsets[b + 1], begin, num_gt) : num_gt;
+      for (int64_t g = begin; g < end; ++g) {
+        const Box<A> box = load_box(gt_boxes, g);
+        if (has_nan(box)) continue;
+        const bool ignore = gt_ignored != nullptr && gt_ignored[g];
+        (ignore ? ignored : matched).push_back({box, area(box), static_cast<int32_t>(g - begin)});
+      }
+      ends.insert(ends.end(),
+                  {static_cast<int64_t>(matched.size()), static_cast<int64_t>(ignored.size())});
+    }
+    if (with_highest) highest = std::make_unique<Highest[]>(matched.size());
+    int64_t begin = 0, ignored_begin = 0;
+    for (int64_t b = 0; b < num_images; ++b) {
+      images.push_back({matched.data() + begin, with_highest ? highest.get() + begin : nullptr,
+                        ends[2 * b] - begin, ignored.data() + ignored_begin,
+                        ends[2 * b + 1] - ignored_begin});
+      begin = ends[2 * b];
+      ignored_begin = ends[2 * b + 1];
+    }
+  }
+};
+
+}  // namespace
+
+template <class T>
+void match_anchors(int64_t num_images, int64_t num_anchors, int64_t num_gt, const T* anchors,
+                   const T* gt_boxes, const bool* gt_ignored, const int64_t* offsets,
+                   MatchParams params, int64_t* matched_idxs, acc_t<T>* matched_ious) {
+  using A = acc_t<T>;
+  if (num_images == 0 || num_anchors == 0) return;
+  const bool low_quality = params.allow_low_quality_matches;
+  const Truths<T> truths(num_images, num_gt, gt_boxes, gt_ignored, offsets, low_quality);
+  const Job<T> job{anchors, num_anchors, truths.images.data(), matched_idxs, matched_ious};
+  const int64_t blocks = (num_anchors + kBlock - 1) / kBlock;
+  const A fg = static_cast<A>(params.fg_iou_threshold);
+  const A bg = static_cast<A>(params.bg_iou_threshold);
+  // With blocks enough for all threads, a block is loaded once for all images.
+  const int64_t together = blocks >= 8 * num_threads() ? num_images : 1;
+  const int64_t groups = num_images / together;
+  parallel_for(blocks * groups, 1, [&](int64_t task, int64_t) {
+    const int64_t image = task / blocks * together;
+    run_on_best_isa<MatchBlock<T>>(&job, task % blocks, image, image + together, fg, bg,
+                                   low_quality);
+  });
+  if (!low_quality) return;
+  for (int64_t b = 0; b < num_images; ++b) {
+    const Image<A>& image = truths.images[b];
+    // A ground truth whose highest quality is 0 ties with every anchor: all get their best back.
+    const bool all_tie =
+        std::any_of(image.highest, image.highest + image.num_truths,
+                    [](const Highest& highest) { return highest.quality.load() == 0; });
+    if (all_tie) {
+      const A none = -std::numeric_limits<A>::infinity();
+      parallel_for(blocks, 8, [&](int64_t begin, int64_t end) {
+        for (int64_t block = begin; block < end; ++block)
+          run_on_best_isa<MatchBlock<T>>(&job, block, b, b + 1, none, none, false);
+      });
+    } else {
+      parallel_for(image.num_truths, 8, [&](int64_t begin, int64_t end) {
+        for (int64_t k = begin; k < end; ++k) run_on_best_isa<RestoreTies<T>>(&job, b, k);
+      });
+    }
+  }
+}
+
+template void match_anchors(int64_t, int64_t, int64_t, const float*, const float*, const bool*,
+                            const int64_t*, MatchParams, int64_t*, float*);
+template void match_anchors(int64_t, int64_t, int64_t, const double*, const double*, const bool*,
+                            const int64_t*, MatchParams, int64_t*, double*);
+template void match_anchors(int64_t, int64_t, int64_t, const Half*, const Half*, const bool*,
+                            const int64_t*, MatchParams, int64_t*, float*);
+template void match_anchors(int64_t, int64_t, int64_t, const BFloat16*, const BFloat16*,
+                            const bool*, const int64_t*, MatchParams, int64_t*, float*);
+
+}  // namespace cpu
+}  // namespace pydet

@@ -1,0 +1,485 @@
+# SPDX-License-Identifier: Apache-2.0
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pydet import ops
+from tests.conftest import needs_cuda
+from tests.reference.match_anchors import match_anchors as reference
+from tests.strategies import (
+    DTYPES,
+    any_boxes,
+    lattice_box,
+    lattice_boxes,
+    lattice_threshold,
+    layouts,
+    tensor_of_boxes,
+    valid_boxes,
+)
+
+BACKGROUND, IGNORED = ops.BACKGROUND, ops.IGNORED
+
+
+def thresholds():
+    """(foreground, background) on the lattice, or the papers' own, which floats do not meet."""
+    pairs = st.tuples(lattice_threshold(), lattice_threshold()).map(lambda p: (max(p), min(p)))
+    return pairs | st.sampled_from([(0.5, 0.4), (0.7, 0.3), (0.5, 0.5), (0.6, 0.1)])
+
+
+def arithmetic(dtype):
+    return np.float64 if dtype == torch.float64 else np.float32
+
+
+def check(anchors, gt_boxes, fg, bg, low_quality, ignored=None):
+    """Compares with the reference, which must give the very same indices and bits."""
+    gt_ignored = None if ignored is None else torch.tensor(ignored, dtype=torch.bool)
+    matches = ops.match_anchors(anchors, gt_boxes, fg, bg, low_quality, gt_ignored=gt_ignored)
+    with np.errstate(all="ignore"):
+        idxs, ious = reference(
+            anchors.double().tolist(),
+            gt_boxes.double().tolist(),
+            fg,
+            bg,
+            low_quality,
+            ignored,
+            arithmetic(anchors.dtype),
+        )
+    assert matches.matched_idxs.tolist() == idxs
+    assert matches.matched_ious.tolist() == [float(value) for value in ious]
+
+
+def random_boxes(count, *, size=400.0, side=80.0, seed=0, dtype=torch.float32, device="cpu"):
+    generator = torch.Generator().manual_seed(seed)
+    corners = torch.rand(count, 4, generator=generator, dtype=torch.float64)
+    low, sides = corners[:, :2] * size, corners[:, 2:] * side + 1
+    return torch.cat([low, low + sides], dim=1).to(device=device, dtype=dtype)
+
+
+# --- against the reference ---------------------------------------------------------------------
+
+
+def test_worked_example(device):
+    anchors = torch.tensor([[0.0, 0, 4, 4], [0, 0, 4, 2], [0, 0, 1, 1]], device=device)
+    matches = ops.match_anchors(anchors, anchors[:1], 0.7, 0.4)
+    assert matches.matched_idxs.tolist() == [0, IGNORED, BACKGROUND]
+    assert matches.matched_ious.tolist() == [1.0, 0.5, 0.0625]
+    assert matches.matched_idxs.dtype == torch.int64
+
+
+@given(lattice_boxes(), lattice_boxes(), thresholds(), st.booleans(), st.sampled_from(DTYPES[:2]))
+def test_is_exact_on_integers(anchors, gt_boxes, limits, low_quality, dtype):
+    a, gt = tensor_of_boxes(anchors, dtype), tensor_of_boxes(gt_boxes, dtype)
+    check(a, gt, *limits, low_quality)
+    whole = ops.match_anchors(a.long(), gt.long(), *limits, low_quality)
+    wide = ops.match_anchors(a.double(), gt.double(), *limits, low_quality)
+    assert torch.equal(whole.matched_idxs, wide.matched_idxs)
+    assert torch.equal(whole.matched_ious, wide.matched_ious.float())
+
+
+@given(any_boxes(), any_boxes(), thresholds(), st.booleans(), st.sampled_from(DTYPES))
+def test_any_coordinates(anchors, gt_boxes, limits, low_quality, dtype):
+    check(tensor_of_boxes(anchors, dtype), tensor_of_boxes(gt_boxes, dtype), *limits, low_quality)
+
+
+@given(valid_boxes(1, 40), valid_boxes(1), thresholds(), st.booleans(), st.sampled_from(DTYPES))
+def test_ordinary_boxes(anchors, gt_boxes, limits, low_quality, dtype):
+    check(tensor_of_boxes(anchors, dtype), tensor_of_boxes(gt_boxes, dtype), *limits, low_quality)
+
+
+@given(
+    lattice_boxes(1, 24, 16),
+    st.lists(st.tuples(lattice_box(16), st.booleans()), max_size=8),
+    thresholds(),
+    st.booleans(),
+)
+def test_ignored_ground_truth(anchors, gt_boxes, limits, low_quality):
+    boxes, ignored = [box for box, _ in gt_boxes], [crowd for _, crowd in gt_boxes]
+    check(tensor_of_boxes(anchors), tensor_of_boxes(boxes), *limits, low_quality, ignored)
+
+
+def test_crowd_by_hand(device):
+    """Half of an anchor's own area in a crowd: ignored; foreground and low-quality ones are not."""
+    crowd, gt = [0.0, 0, 10, 10], [4.0, 0, 8, 4]
+    anchors = [
+        [8, 0, 12, 4],  # half in the crowd
+        [9, 0, 13, 4],  # a quarter
+        [4, 0, 8, 4],  # equal to the ground truth
+        [2, 2, 2, 2],  # no area
+        [50, 50, 60, 60],
+    ]
+    matches = ops.match_anchors(
+        torch.tensor(anchors, device=device, dtype=torch.float32),
+        torch.tensor([crowd, gt], device=device),
+        0.5,
+        0.4,
+        gt_ignored=torch.tensor([True, False], device=device),
+    )
+    assert matches.matched_idxs.tolist() == [IGNORED, BACKGROUND, 1, BACKGROUND, BACKGROUND]
+    assert matches.matched_ious.tolist() == [0, 0, 1, 0, 0]
+
+
+@given(
+    lattice_boxes(0, 12, 16),
+    st.lists(st.lists(st.tuples(lattice_box(16), st.booleans()), max_size=5), max_size=4),
+    thresholds(),
+    st.booleans(),
+)
+def test_batch_equals_single_images(anchors, images, limits, low_quality):
+    a = tensor_of_boxes(anchors)
+    offsets = torch.tensor([0, *np.cumsum([len(image) for image in images])]).long()
+    packed = [entry for image in images for entry in image]
+    gt = tensor_of_boxes([box for box, _ in packed])
+    ignored = torch.tensor([crowd for _, crowd in packed], dtype=torch.bool)
+    batch = ops.match_anchors(a, gt, *limits, low_quality, gt_ignored=ignored, offsets=offsets)
+    assert batch.matched_idxs.shape == batch.matched_ious.shape == (len(images), len(anchors))
+    for b in range(len(images)):
+        part = slice(int(offsets[b]), int(offsets[b + 1]))
+        single = ops.match_anchors(a, gt[part], *limits, low_quality, gt_ignored=ignored[part])
+        assert torch.equal(batch.matched_idxs[b], single.matched_idxs)
+        assert torch.equal(batch.matched_ious[b], single.matched_ious)
+
+
+@pytest.mark.parametrize("low_quality", [False, True])
+@pytest.mark.parametrize("num_gt", [0, 1, 7, 300])
+@pytest.mark.parametrize("num_anchors", [0, 1, 255, 256, 257, 1500])
+def test_sizes(num_anchors, num_gt, low_quality):
+    """Around the sizes of blocks and tiles."""
+    for dtype in DTYPES[:2]:
+        check(
+            random_boxes(num_anchors, dtype=dtype),
+            random_boxes(num_gt, dtype=dtype, seed=1),
+            0.5,
+            0.4,
+            low_quality,
+        )
+
+
+@pytest.mark.parametrize("low_quality", [False, True])
+def test_no_ground_truth_is_background(device, low_quality):
+    anchors = random_boxes(5, device=device)
+    for gt in (anchors[:0], anchors[:2] * math.nan):
+        matches = ops.match_anchors(anchors, gt, 0.0, 0.0, low_quality)
+        assert matches.matched_idxs.tolist() == [BACKGROUND] * 5
+        assert matches.matched_ious.tolist() == [0] * 5
+    crowd = torch.ones(5, dtype=torch.bool, device=device)
+    matches = ops.match_anchors(anchors, anchors, 0.5, 0.4, low_quality, gt_ignored=crowd)
+    assert matches.matched_idxs.tolist() == [IGNORED] * 5
+
+
+def test_nan(device):
+    """A ground truth with a NaN counts for nothing, also not for the low-quality rule."""
+    anchors = torch.tensor([[0.0, 0, 4, 4], [0, 0, 4, 1], [9, 9, 10, 10]], device=device)
+    for column in range(4):
+        broken = torch.tensor([[0.0, 0, 4, 1]], device=device)
+        broken[0, column] = math.nan
+        gt = torch.cat([broken, torch.tensor([[0.0, 0, 4, 4]], device=device)])
+        matches = ops.match_anchors(anchors, gt, 0.5, 0.4, True)
+        assert matches.matched_idxs.tolist() == [1, BACKGROUND, BACKGROUND]
+        odd = anchors.clone()
+        odd[0, column] = math.nan
+        matches = ops.match_anchors(odd, gt[1:], 0.9, 0.4, True)
+        assert matches.matched_idxs.tolist() == [BACKGROUND, 0, BACKGROUND]
+        assert matches.matched_ious.tolist() == [0, 0.25, 0]
+
+
+def test_low_quality_quirk(device):
+    """A ground truth that nothing overlaps ties with every anchor at 0, as in torchvision."""
+    anchors = torch.tensor([[0.0, 0, 4, 4], [0, 0, 4, 1], [90, 90, 99, 99]], device=device)
+    gt = torch.tensor([[0.0, 0, 4, 4], [500, 500, 600, 600]], device=device)
+    assert ops.match_anchors(anchors, gt, 0.5, 0.4, True).matched_idxs.tolist() == [0, 0, 0]
+    without_area = torch.tensor([[0.0, 0, 4, 4], [2, 2, 2, 2]], device=device)
+    matches = ops.match_anchors(anchors, without_area, 0.5, 0.4, True)
+    assert matches.matched_idxs.tolist() == [0, 0, 0]
+
+
+def test_an_anchor_gets_its_own_best_back(device):
+    """The anchor is the best of ground truth 1, but overlaps ground truth 0 more."""
+    anchors = torch.tensor([[0.0, 0, 10, 10]], device=device)
+    gt = torch.tensor([[0.0, 0, 6, 10], [6.0, 0, 10, 10]], device=device)
+    assert ops.match_anchors(anchors, gt, 0.9, 0.4, True).matched_idxs.tolist() == [0]
+
+
+def test_ties_in_many_blocks(device):
+    """Anchors that tie with one ground truth stand far apart in the list."""
+    anchors = torch.zeros(5000, 4, device=device)
+    anchors[:, 2:] = 1
+    places = [0, 255, 256, 3000, 4999]
+    anchors[places] = torch.tensor([10.0, 10, 14, 14], device=device)
+    gt = torch.tensor([[10.0, 10, 14, 24], [0, 0, 1, 1]], device=device)
+    idxs = ops.match_anchors(anchors, gt, 0.9, 0.4, True).matched_idxs
+    assert (idxs == 0).nonzero().flatten().tolist() == places
+    assert (idxs == 1).sum() == 5000 - len(places)
+
+
+def test_threads_give_the_same():
+    anchors = random_boxes(20_000)
+    gt, offsets = random_boxes(90, seed=1), torch.tensor([0, 40, 40, 90])
+    threads = torch.get_num_threads()
+    results = []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        results.append(ops.match_anchors(anchors, gt, 0.5, 0.4, True, offsets=offsets))
+    torch.set_num_threads(threads)
+    for result in results[1:]:
+        assert torch.equal(result.matched_idxs, results[0].matched_idxs)
+        assert torch.equal(result.matched_ious, results[0].matched_ious)
+
+
+DIGEST = """
+import hashlib, torch
+from pydet import ops
+g = torch.Generator().manual_seed(5)
+digest = hashlib.sha256()
+for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+    c = torch.rand(3000, 4, generator=g, dtype=torch.float64) * 100
+    c[:, 2:] += c[:, :2]
+    boxes = c.to(dtype)
+    for low in (False, True):
+        for result in ops.match_anchors(boxes[100:], boxes[:100], 0.5, 0.4, low):
+            digest.update(result.numpy().tobytes())
+print(ops._library.extension.cpu_isa(), digest.hexdigest())
+"""
+
+
+def test_instruction_sets_give_the_same():
+    """The choice is made once a process, so each set is a process of its own."""
+    digests = {}
+    for isa in ("portable", "avx2", "avx512"):
+        root = str(Path(__file__).parents[2])
+        env = {**os.environ, "PYDET_CPU_ISA": isa, "PYTHONPATH": root}
+        done = subprocess.run(
+            [sys.executable, "-c", DIGEST], env=env, capture_output=True, text=True, check=True
+        )
+        used, digest = done.stdout.split()
+        digests[used] = digest
+    assert "portable" in digests
+    assert len(set(digests.values())) == 1, digests
+
+
+def test_never_a_matrix():
+    """10,000 ground truths: the matrix of pairs would take 800 MB here."""
+    anchors, gt = random_boxes(20_000, size=4000), random_boxes(10_000, size=4000, seed=1)
+    before = peak_memory()
+    matches = ops.match_anchors(anchors, gt, 0.5, 0.4, True)
+    assert peak_memory() - before < 32 << 20
+    assert matches.matched_idxs.max() > 9000
+    part = torch.randperm(20_000, generator=torch.Generator().manual_seed(0))[:200]
+    iou = ops.box_iou(anchors[part], gt)
+    assert torch.equal(matches.matched_ious[part], iou.max(dim=1).values)
+
+
+def peak_memory():
+    """Highest resident memory of this process so far, in bytes."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        pytest.skip("needs /proc/self/status")
+    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) << 10
+
+
+@needs_cuda
+@pytest.mark.parametrize("low_quality", [False, True])
+def test_cuda_equals_cpu(low_quality):
+    for dtype in DTYPES:
+        anchors, gt = random_boxes(5003, dtype=dtype), random_boxes(700, dtype=dtype, seed=1)
+        anchors[17, 2], gt[3, 1], gt[400] = math.nan, math.nan, math.nan
+        offsets = torch.tensor([0, 300, 300, 301, 690, 700])
+        ignored = torch.rand(700, generator=torch.Generator().manual_seed(0)) < 0.05
+        options = {"gt_ignored": ignored, "offsets": offsets}
+        cpu = ops.match_anchors(anchors, gt, 0.5, 0.4, low_quality, **options)
+        options = {"gt_ignored": ignored.cuda(), "offsets": offsets.cuda()}
+        gpu = ops.match_anchors(anchors.cuda(), gt.cuda(), 0.5, 0.4, low_quality, **options)
+        assert torch.equal(gpu.matched_idxs.cpu(), cpu.matched_idxs)
+        assert torch.equal(gpu.matched_ious.cpu(), cpu.matched_ious)
+
+
+@needs_cuda
+def test_cuda_clamps_offsets():
+    """Offsets cannot be checked without waiting for the device; they never read outside."""
+    anchors = random_boxes(50, device="cuda")
+    for values in ([0, 99], [-5, 3], [3, 1], [7, 7]):
+        offsets = torch.tensor(values, device="cuda")
+        matches = ops.match_anchors(anchors, anchors[:5], 0.5, 0.4, True, offsets=offsets)
+        assert matches.matched_idxs.max() < 5
+
+
+# --- against torchvision -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("low_quality", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES[:2])
+def test_equals_torchvision(dtype, low_quality):
+    """torchvision's Matcher on box_iou. Degenerate boxes are left out: its IoU is NaN there."""
+    utils = pytest.importorskip("torchvision.models.detection._utils", exc_type=ImportError)
+    matcher = utils.Matcher(0.5, 0.4, low_quality)
+    from torchvision.ops import box_iou
+
+    for seed in range(20):
+        anchors = random_boxes(4000, dtype=dtype, seed=2 * seed)
+        gt = random_boxes(1 + 3 * seed, dtype=dtype, seed=2 * seed + 1)
+        if seed % 2:  # on a small lattice, with many ties
+            anchors, gt = (anchors / 40).round(), (gt / 40).round()
+            anchors[:, 2:] = torch.maximum(anchors[:, 2:], anchors[:, :2] + 1)
+            gt[:, 2:] = torch.maximum(gt[:, 2:], gt[:, :2] + 1)
+        matches = ops.match_anchors(anchors, gt, 0.5, 0.4, low_quality)
+        matrix = box_iou(gt, anchors)
+        assert torch.equal(matches.matched_idxs, matcher(matrix))
+        assert torch.equal(matches.matched_ious, matrix.max(dim=0).values)
+
+
+# --- gradient ----------------------------------------------------------------------------------
+
+
+def test_no_gradient(device):
+    anchors = random_boxes(5, device=device).requires_grad_()
+    matches = ops.match_anchors(anchors, anchors, 0.5, 0.4)
+    assert not matches.matched_idxs.requires_grad
+    assert not matches.matched_ious.requires_grad
+
+
+# --- registration ------------------------------------------------------------------------------
+
+
+def test_opcheck(device):
+    a, gt = random_boxes(50, device=device), random_boxes(9, device=device, seed=1)
+    op = torch.ops.pydet.match_anchors.default
+    torch.library.opcheck(op, (a, gt, 0.5, 0.4, False, None, None))
+    ignored = torch.zeros(9, dtype=torch.bool, device=device)
+    offsets = torch.tensor([0, 4, 9], device=device)
+    torch.library.opcheck(op, (a.double(), gt.double(), 0.5, 0.4, True, ignored, offsets))
+
+
+def test_compile_and_export(device):
+    def match(anchors, gt_boxes, offsets):
+        return ops.match_anchors(anchors, gt_boxes, 0.5, 0.4, True, offsets=offsets)
+
+    compiled = torch.compile(match, fullgraph=True, dynamic=True, backend="aot_eager")
+    for count in (5, 9, 30):
+        a, gt = random_boxes(count, device=device), random_boxes(2 * count, device=device, seed=1)
+        offsets = torch.tensor([0, count, 2 * count], device=device)
+        for got, wanted in zip(compiled(a, gt, offsets), match(a, gt, offsets), strict=True):
+            assert torch.equal(got, wanted)
+
+    class Module(torch.nn.Module):
+        def forward(self, anchors, gt_boxes, offsets):
+            return match(anchors, gt_boxes, offsets)
+
+    # torch tells a dimension of 1 (here B = 1, two offsets) from all others.
+    dims = [torch.export.Dim("A"), torch.export.Dim("G"), torch.export.Dim("ends", min=3)]
+    program = torch.export.export(
+        Module(), (a, gt, offsets), dynamic_shapes=tuple({0: dim} for dim in dims)
+    )
+    arguments = (a[:11], gt[:6], torch.tensor([0, 1, 1, 6], device=device))
+    for got, wanted in zip(program.module()(*arguments), match(*arguments), strict=True):
+        assert torch.equal(got, wanted)
+
+
+def test_autocast(device):
+    a = random_boxes(30, device=device, dtype=torch.bfloat16)
+    gt = random_boxes(4, device=device, seed=1)
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        matches = ops.match_anchors(a, gt, 0.5, 0.4)
+    assert torch.equal(matches.matched_ious, ops.match_anchors(a.float(), gt, 0.5, 0.4)[1])
+
+
+# --- errors ------------------------------------------------------------------------------------
+
+BOXES = torch.zeros(3, 4)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"anchors": [[0, 0, 1, 1]]}, TypeError, "anchors must be a tensor, got list"),
+        (
+            {"anchors": torch.zeros(2, 3, 4)},
+            ValueError,
+            r"anchors must have shape \[A, 4\], got \[2, 3, 4\]",
+        ),
+        (
+            {"gt_boxes": torch.zeros(3, 5)},
+            ValueError,
+            r"gt_boxes must have shape \[G, 4\], got \[3, 5\]",
+        ),
+        ({"gt_boxes": BOXES.double()}, TypeError, "gt_boxes must have the dtype of anchors"),
+        ({"gt_boxes": BOXES.to("meta")}, ValueError, "gt_boxes must be on the device of anchors"),
+        ({"fg_iou_threshold": "0.5"}, TypeError, "fg_iou_threshold must be a number, got str"),
+        ({"fg_iou_threshold": math.nan}, ValueError, "fg_iou_threshold must be a number, got nan"),
+        (
+            {"bg_iou_threshold": 0.6},
+            ValueError,
+            r"bg_iou_threshold must be at most fg_iou_threshold \(0.5\), got 0.6",
+        ),
+        ({"gt_ignored": [True]}, TypeError, "gt_ignored must be a tensor, got list"),
+        ({"gt_ignored": BOXES[:, 0]}, TypeError, "gt_ignored must have a dtype of bool, got"),
+        (
+            {"gt_ignored": torch.zeros(2, dtype=torch.bool)},
+            ValueError,
+            r"gt_ignored must have shape \[G\] of gt_boxes, got \[2\]",
+        ),
+        ({"offsets": torch.tensor([0.0, 3])}, TypeError, "offsets must have a dtype of int64, got"),
+        ({"offsets": torch.tensor(3)}, ValueError, r"offsets must have shape \[B \+ 1\], got \[\]"),
+        ({"offsets": torch.tensor([0, 2])}, ValueError, r"offsets must rise from 0 .*\(3\), got"),
+        ({"offsets": torch.tensor([1, 3])}, ValueError, "offsets must rise from 0"),
+        ({"offsets": torch.tensor([0, 5, 2, 3])}, ValueError, "offsets must rise from 0"),
+    ],
+)
+def test_errors(change, error, message):
+    arguments = {
+        "anchors": BOXES,
+        "gt_boxes": BOXES,
+        "fg_iou_threshold": 0.5,
+        "bg_iou_threshold": 0.4,
+    }
+    with pytest.raises(error, match="^match_anchors: " + message):
+        ops.match_anchors(**{**arguments, **change})
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (torch.zeros(5, 3), BOXES, None, None),
+        (torch.zeros(2, 2, 4), BOXES, None, None),
+        (BOXES, BOXES.double(), None, None),
+        (BOXES.int(), BOXES.int(), None, None),
+        (BOXES, BOXES, torch.zeros(2, dtype=torch.bool), None),
+        (BOXES, BOXES, torch.zeros(3), None),
+        (BOXES, BOXES, None, torch.tensor([0, 3], dtype=torch.int32)),
+        (BOXES, BOXES, None, torch.tensor(0)),
+        (BOXES, BOXES, None, torch.tensor([0, 4])),
+    ],
+)
+def test_the_kernel_protects_itself(arguments):
+    """What passes by the Python function still cannot read outside of a buffer."""
+    anchors, gt_boxes, ignored, offsets = arguments
+    with pytest.raises((ValueError, TypeError, RuntimeError), match="match_anchors"):
+        torch.ops.pydet.match_anchors(anchors, gt_boxes, 0.5, 0.4, True, ignored, offsets)
+
+
+# --- strides and dtypes ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_layouts(device, dtype):
+    a, gt = (
+        random_boxes(70, device=device, dtype=dtype),
+        random_boxes(9, device=device, dtype=dtype),
+    )
+    wanted = ops.match_anchors(a, gt, 0.5, 0.4, True)
+    assert wanted.matched_ious.dtype == (dtype if dtype == torch.float64 else torch.float32)
+    ignored = torch.zeros(18, dtype=torch.bool, device=device)[::2]
+    offsets = torch.tensor([[0, 1], [9, 1]], device=device)[:, 0]
+    for name, x in layouts(a):
+        for other_name, y in layouts(gt):
+            got = ops.match_anchors(x, y, 0.5, 0.4, True, gt_ignored=ignored, offsets=offsets)
+            where = (name, other_name)
+            assert torch.equal(got.matched_idxs[0], wanted.matched_idxs), where
+            assert torch.equal(got.matched_ious[0], wanted.matched_ious), where
