@@ -2,12 +2,11 @@
 """Image files as tensors."""
 
 import os
-import warnings
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin
 from torch import Tensor
 
 from pydet.data._problems import ImageError
@@ -38,11 +37,8 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
             (more than twice ``PIL.Image.MAX_IMAGE_PIXELS``). The message names the file.
     """
     try:
-        with warnings.catch_warnings():
-            # Between one and two times the limit Pillow only warns: large, but still allowed.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                rgb = _to_rgb(_upright(image))
+        with Image.open(path) as image:
+            rgb = _to_rgb(_upright(image))
         # One copy by Pillow (its memory has four bytes a pixel), one to bring the channels to the
         # front.
         return torch.from_numpy(np.ascontiguousarray(rgb.transpose(2, 0, 1)))
@@ -60,18 +56,25 @@ def read_image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         ImageError: The file is not an image or too large, as for :func:`read_image`.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                width, height = image.size
-                # PNG may keep EXIF after the pixels, and PngImageFile.getexif would decode them to
-                # find it; the base class takes what the head gave.
-                swaps = _orientation(Image.Image.getexif(image)) in _SWAPS_SIDES
+        with Image.open(path) as image:
+            width, height = _stored_size(image)
+            # PNG may keep EXIF after the pixels, and PngImageFile.getexif would decode them to find
+            # it; the base class takes what the head gave.
+            swaps = _orientation(Image.Image.getexif(image)) in _SWAPS_SIDES
         return (width, height) if swaps else (height, width)
     except (FileNotFoundError, PermissionError, MemoryError):
         raise
     except Exception as error:
         raise ImageError(f"read_image_size: {os.fspath(path)} is no image: {error}") from error
+
+
+def _stored_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height before the orientation is applied."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        # Newer versions of Pillow give the upright size of TIFF files, and of no others.
+        tags = image.tag_v2
+        return int(tags[TiffImagePlugin.IMAGEWIDTH]), int(tags[TiffImagePlugin.IMAGELENGTH])
+    return image.size
 
 
 def _orientation(exif: Image.Exif) -> int:

@@ -292,6 +292,7 @@ class _Reader:
         self.verify_images = verify_images
         self.builder = RecordBuilder()
         self._annotation_id = 0
+        self._used: set[str] = set()
         self._images = {
             Path(entry.name).stem: entry.name
             for entry in sorted(os.scandir(layout.images), key=lambda entry: entry.name)
@@ -302,12 +303,15 @@ class _Reader:
         file = self.layout.annotations / f"{stem}.xml"
         name = self._images.get(stem) or annotation.filename or f"{stem}.jpg"
         try:
+            if name in self._used:
+                raise DatasetError(f"an earlier annotation file is of the same image {name}")
             size = find_image(
                 self.layout.images, name, _parse_size(annotation.size), verify=self.verify_images
             )
         except DatasetError as error:
             self.log.report(file, "", str(error))
             return
+        self._used.add(name)
         boxes: list[Box] = []
         for number, item in enumerate(annotation.objects, start=1):
             record = f"object {number} ({item.name or 'without a name'})"
