@@ -135,9 +135,14 @@ def resize(image: Tensor, target: Target, size: tuple[int, int]) -> Sample:
     height, width = image.shape[1:]
     if (height, width) == size:
         return image, target
+    # torch (2.11 to 2.13 at least) resamples uint8 wrongly where the result is one pixel wide: it
+    # takes its memory for channels-last.
+    source = image.float() if size[1] == 1 and image.dtype == torch.uint8 else image
     resized = torch.nn.functional.interpolate(
-        image[None], size=size, mode="bilinear", antialias=True, align_corners=False
+        source[None], size=size, mode="bilinear", antialias=True, align_corners=False
     )[0]
+    if resized.dtype != image.dtype:
+        resized = resized.round().to(image.dtype)
     scale_y, scale_x = size[0] / height, size[1] / width
     boxes = target["boxes"]
     target = with_boxes(target, boxes * boxes.new_tensor([scale_x, scale_y, scale_x, scale_y]))
