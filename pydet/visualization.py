@@ -68,7 +68,8 @@ def draw_boxes(
     count = len(boxes)
     hidden = [False] * count if ignored is None else ignored.tolist()
     values = [None] * count if scores is None else scores.tolist()
-    corners = (boxes.detach().double().cpu() * scale).tolist()
+    far = 2.0 * max(picture.size)  # infinite corners become ones that are out of sight
+    corners = (boxes.detach().double().cpu() * scale).clamp(-far, far).tolist()
     outlines: dict[int, tuple[int, int, int, int]] = {}
     for i in reversed(range(count)):
         x1, y1, x2, y2 = corners[i]
