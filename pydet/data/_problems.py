@@ -65,6 +65,19 @@ class ProblemLog:
             )
         self.problems.append(problem)
 
+    def require_images(self, source: str | os.PathLike[str], count: int) -> None:
+        """Makes sure that something is left.
+
+        Raises:
+            DatasetError: No image is left of a data set that had some: its images lie elsewhere, or
+                it is not what it was taken for.
+        """
+        if count == 0 and self.problems:
+            raise DatasetError(
+                f"{os.fspath(source)}: no image can be used; {len(self.problems)} problems, the "
+                f"first: {self.problems[0]}"
+            )
+
 
 def summarize_problems(problems: Iterable[Problem], limit: int = 10) -> str:
     """The first problems, one a line, and how many more there are."""

@@ -30,7 +30,10 @@ class CocoDataset(DetectionDataset):
 
     Args:
         annotation_file: The JSON file.
-        image_folder: The folder that ``file_name`` is relative to.
+        image_folder: The folder that ``file_name`` is relative to. None looks for it beside the
+            file, in folders named after the file or the split, and in ``images``: the first of
+            these that holds the first image of the file.
+        split: A name that the image folder may have, only for looking for it.
         class_names: The classes, in the order that the labels shall have; categories are found by
             name. None takes the file's categories.
         on_error: "raise" stops at the first broken record with a DatasetError that names it. "skip"
@@ -49,8 +52,9 @@ class CocoDataset(DetectionDataset):
     def __init__(
         self,
         annotation_file: str | os.PathLike[str],
-        image_folder: str | os.PathLike[str],
+        image_folder: str | os.PathLike[str] | None = None,
         *,
+        split: str | None = None,
         class_names: Sequence[str] | None = None,
         on_error: OnError = "raise",
         duplicate_iou: float | None = 0.9,
@@ -58,23 +62,30 @@ class CocoDataset(DetectionDataset):
     ) -> None:
         log = ProblemLog(on_error)
         file = Path(annotation_file)
-        if not Path(image_folder).is_dir():
+        if image_folder is not None and not Path(image_folder).is_dir():
             raise DatasetError(f"image folder {os.fspath(image_folder)} is not a folder")
         data = load_coco_json(file)
+        folder = (
+            find_image_folder(file, data["images"], split)
+            if image_folder is None
+            else Path(image_folder)
+        )
         categories = _read_categories(data["categories"], file, log)
         if class_names is None:
             names = [categories[category_id] for category_id in sorted(categories)]
             category_ids = sorted(categories)
         else:
             names, category_ids = list(class_names), _find_categories(class_names, categories, file)
-        reader = _Reader(file, Path(image_folder), log, category_ids, duplicate_iou, verify_images)
+        reader = _Reader(file, folder, log, category_ids, duplicate_iou, verify_images)
         reader.read_images(data["images"])
         reader.read_annotations(data.get("annotations", []), set(categories))
+        records = reader.build()
+        log.require_images(file, len(records.image_ids))
         super().__init__(
-            reader.build(),
+            records,
             names,
             category_ids,
-            Path(image_folder),
+            folder,
             on_error=on_error,
             problems=log.problems,
             source=str(file),
@@ -104,6 +115,23 @@ def load_coco_json(file: Path) -> dict[str, Any]:
         if not isinstance(value, list) and (required or value is not None):
             raise DatasetError(f"{file} is not a COCO instances file: it must hold a list {key!r}")
     return dict(data)
+
+
+def find_image_folder(file: Path, images: Sequence[Any], split: str | None) -> Path:
+    """The folder of the images of a COCO file; see :class:`CocoDataset`."""
+    first = next((i["file_name"] for i in images if isinstance(i, dict) and "file_name" in i), "")
+    stem = file.stem.removeprefix("instances_")
+    names = [stem] if split in (None, stem) else [stem, str(split)]
+    candidates = [file.parent]
+    for base in (file.parent, file.parent.parent):
+        for name in names:
+            candidates += [base / name / "images", base / name, base / "images" / name]
+        candidates.append(base / "images")
+    for folder in candidates:
+        if folder.is_dir() and first and (folder / str(first)).is_file():
+            return folder
+    # Without a hit the most specific folder is taken, so that each missing image is named.
+    return next((folder for folder in candidates[1:] if folder.is_dir()), file.parent)
 
 
 def _is_id(value: object) -> TypeGuard[int]:

@@ -64,7 +64,7 @@ class Records:
         return bytes(self.names[self.name_offsets[index] : self.name_offsets[index + 1]]).decode()
 
 
-@dataclass
+@dataclass(slots=True)
 class Box:
     """One annotated object while a file is being read."""
 

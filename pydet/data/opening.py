@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pydet.data._problems import DatasetError, OnError
-from pydet.data.coco import CocoDataset, load_coco_json
+from pydet.data.coco import CocoDataset
 from pydet.data.dataset import DetectionDataset
 from pydet.data.voc import VocDataset
 
@@ -67,7 +67,8 @@ def open_dataset(
     file = root if root.is_file() else _find_coco_json(root, split)
     return CocoDataset(
         file,
-        _find_image_folder(file, split) if image_folder is None else image_folder,
+        image_folder,
+        split=split,
         class_names=class_names,
         on_error=on_error,
         duplicate_iou=duplicate_iou,
@@ -110,20 +111,3 @@ def _find_coco_json(root: Path, split: str | None) -> Path:
         f"with {wanted}; its JSON files: {names}"
         + ("; name a split" if split is None and found else "")
     )
-
-
-def _find_image_folder(file: Path, split: str | None) -> Path:
-    images = load_coco_json(file)["images"]
-    first = next((i["file_name"] for i in images if isinstance(i, dict) and "file_name" in i), "")
-    stem = file.stem.removeprefix("instances_")
-    names = [stem] if split in (None, stem) else [stem, str(split)]
-    candidates = [file.parent]
-    for base in (file.parent, file.parent.parent):
-        for name in names:
-            candidates += [base / name / "images", base / name, base / "images" / name]
-        candidates.append(base / "images")
-    for folder in candidates:
-        if folder.is_dir() and first and (folder / str(first)).is_file():
-            return folder
-    # Without a hit the most specific folder is taken, so that each missing image is named.
-    return next((folder for folder in candidates[1:] if folder.is_dir()), file.parent)

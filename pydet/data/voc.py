@@ -105,8 +105,10 @@ class VocDataset(DetectionDataset):
         for image_id, stem in enumerate(stems, start=1):
             if stem in annotations:
                 reader.add(image_id, stem, annotations[stem])
+        records = reader.builder.build()
+        log.require_images(root, len(records.image_ids))
         super().__init__(
-            reader.builder.build(),
+            records,
             names,
             range(1, len(names) + 1),
             layout.images,

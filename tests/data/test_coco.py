@@ -252,6 +252,14 @@ def test_records_that_are_no_objects(tmp_path, key):
     assert len(CocoDataset(file, tmp_path / "images", on_error="skip").problems) == 1
 
 
+def test_a_data_set_of_which_nothing_is_left_is_an_error(tmp_path):
+    file = write_coco(tmp_path, images=["c.jpg"])
+    with pytest.raises(
+        DatasetError, match=r"no image can be used; 2 problems, the first: .*a\.jpg"
+    ):
+        CocoDataset(file, tmp_path / "images", on_error="skip")
+
+
 def test_missing_file_and_folder(tmp_path):
     with pytest.raises(DatasetError, match=r"gone\.json does not exist"):
         CocoDataset(tmp_path / "gone.json", tmp_path)

@@ -213,8 +213,9 @@ def test_missing_folders_and_splits_are_named(tmp_path):
     with pytest.raises(DatasetError, match="plain name"):
         VocDataset(root, "../../secret")
     (root / "ImageSets" / "Main" / "none.txt").write_text("\n\n")
-    with pytest.raises(DatasetError, match=r"none\.txt: the list is empty"):
-        VocDataset(root, "none")
+    for on_error in ("raise", "skip"):
+        with pytest.raises(DatasetError, match=r"none\.txt: the list is empty"):
+            VocDataset(root, "none", on_error=on_error)
 
 
 @pytest.mark.parametrize(
