@@ -233,34 +233,26 @@ Layout layout_of(const FocalLossArgs<T>& args, int64_t segments, int tile, const
   return layout;
 }
 
-template <class T, int kGamma, bool kLabels>
-void launch(const FocalLossArgs<T>& args, const Layout& layout, T* loss, double* partials,
-            CUstream_st* stream) {
-  focal_loss_kernel<T, kGamma, kLabels>
-      <<<grid_size(layout.tiles_in_all, 1), kThreads, 0, stream>>>(args, layout, loss, partials);
-}
-
+// Launches the forward kernel that is compiled for this gamma and form of targets.
 template <class T>
-void launch(const FocalLossArgs<T>& args, const Layout& layout, T* loss, double* partials,
-            CUstream_st* stream) {
-  const bool two = args.gamma == 2, labels = args.labels != nullptr;
-  if (two && labels) return launch<T, 2, true>(args, layout, loss, partials, stream);
-  if (two) return launch<T, 2, false>(args, layout, loss, partials, stream);
-  if (labels) return launch<T, kAnyGamma, true>(args, layout, loss, partials, stream);
-  launch<T, kAnyGamma, false>(args, layout, loss, partials, stream);
+void launch_forward(const FocalLossArgs<T>& args, const Layout& layout, T* loss, double* partials,
+                    CUstream_st* stream) {
+  const bool two = args.gamma == 2;
+  const auto kernel =
+      args.labels != nullptr
+          ? (two ? focal_loss_kernel<T, 2, true> : focal_loss_kernel<T, kAnyGamma, true>)
+          : (two ? focal_loss_kernel<T, 2, false> : focal_loss_kernel<T, kAnyGamma, false>);
+  launch(kernel, grid_size(layout.tiles_in_all, 1), kThreads, 0, stream, args, layout, loss,
+         partials);
 }
 
 template <class T, Mode kMode, bool kLabels>
 void launch_backward(const FocalLossArgs<T>& args, const Layout& layout, const T* grad_loss,
                      const acc_t<T>* grad_sums, T* grad, CUstream_st* stream) {
-  const unsigned int blocks = grid_size(layout.tiles_in_all, 1);
-  if (args.gamma == 2) {
-    focal_loss_backward_kernel<T, kMode, 2, kLabels>
-        <<<blocks, kThreads, 0, stream>>>(args, layout, grad_loss, grad_sums, grad);
-  } else {
-    focal_loss_backward_kernel<T, kMode, kAnyGamma, kLabels>
-        <<<blocks, kThreads, 0, stream>>>(args, layout, grad_loss, grad_sums, grad);
-  }
+  const auto kernel = args.gamma == 2 ? focal_loss_backward_kernel<T, kMode, 2, kLabels>
+                                      : focal_loss_backward_kernel<T, kMode, kAnyGamma, kLabels>;
+  launch(kernel, grid_size(layout.tiles_in_all, 1), kThreads, 0, stream, args, layout, grad_loss,
+         grad_sums, grad);
 }
 
 }  // namespace
@@ -268,7 +260,7 @@ void launch_backward(const FocalLossArgs<T>& args, const Layout& layout, const T
 template <class T>
 const char* focal_loss(const FocalLossArgs<T>& args, T* loss, CUstream_st* stream) {
   if (args.count == 0) return nullptr;
-  launch<T>(args, layout_of(args, 1, kTile, loss, nullptr), loss, nullptr, stream);
+  launch_forward<T>(args, layout_of(args, 1, kTile, loss, nullptr), loss, nullptr, stream);
   return launch_error();
 }
 
@@ -281,11 +273,11 @@ const char* focal_loss_sums(const FocalLossArgs<T>& args, double* partials, acc_
     const Layout layout =
         layout_of(args, args.segments, static_cast<int>(kFocalPiece), nullptr, nullptr);
     tiles = layout.tiles;
-    launch<T>(args, layout, nullptr, partials, stream);
+    launch_forward<T>(args, layout, nullptr, partials, stream);
     if (const char* error = launch_error()) return error;
   }
-  focal_loss_sum_kernel<<<grid_size(args.segments, 1), kThreads, 0, stream>>>(
-      args.segments, tiles, args.scale, partials, sums);
+  launch(focal_loss_sum_kernel<acc_t<T>>, grid_size(args.segments, 1), kThreads, 0, stream,
+         args.segments, tiles, args.scale, partials, sums);
   return launch_error();
 }
 
