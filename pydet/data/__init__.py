@@ -1,7 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Data sets, image files and transforms."""
 
-from pydet.data._problems import DatasetError, ImageError, Problem, summarize_problems
+from pydet.data._paths import IMAGE_SUFFIXES
+from pydet.data._problems import (
+    DatasetError,
+    ImageError,
+    OnError,
+    Problem,
+    summarize_problems,
+)
 from pydet.data.augmentation import PhotometricDistortion, RandomIoUCrop, RandomZoomOut
 from pydet.data.building import build_transform
 from pydet.data.coco import CocoDataset
@@ -21,11 +28,13 @@ from pydet.data.transforms import (
 from pydet.data.voc import VocDataset
 
 __all__ = [
+    "IMAGE_SUFFIXES",
     "CocoDataset",
     "Compose",
     "DatasetError",
     "DetectionDataset",
     "ImageError",
+    "OnError",
     "PhotometricDistortion",
     "Problem",
     "RandomHorizontalFlip",

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Data sets in the JSON form of MS COCO (Lin et al., ECCV 2014)."""
 
+import itertools
 import json
 import os
 from collections.abc import Sequence
@@ -78,7 +79,7 @@ class CocoDataset(DetectionDataset):
             names, category_ids = list(class_names), _find_categories(class_names, categories, file)
         reader = _Reader(file, folder, log, category_ids, duplicate_iou, verify_images)
         reader.read_images(data["images"])
-        reader.read_annotations(data.get("annotations", []), set(categories))
+        reader.read_annotations(data.get("annotations") or [], set(categories))
         records = reader.build()
         log.require_images(file, len(records.image_ids))
         super().__init__(
@@ -189,6 +190,7 @@ class _Reader:
         self.sizes: dict[int, tuple[int, int]] = {}
         self.names: dict[int, str] = {}
         self.boxes: dict[int, list[Box]] = {}
+        self.free_ids = itertools.count(1)  # for annotations without an id
         self.left_out: set[int] = set()  # ids of images with a problem of their own
 
     def read_images(self, items: list[Any]) -> None:
@@ -219,6 +221,8 @@ class _Reader:
     def read_annotations(self, items: list[Any], known_categories: set[int]) -> None:
         """Checks every annotation and gives the good ones to their images."""
         seen: set[int] = set()
+        given = (item.get("id") for item in items if isinstance(item, dict))
+        self.free_ids = itertools.count(max((i for i in given if _is_id(i)), default=0) + 1)
         for i, item in enumerate(items):
             annotation_id = item.get("id") if isinstance(item, dict) else None
             image_id = item.get("image_id") if isinstance(item, dict) else None
@@ -236,11 +240,11 @@ class _Reader:
                     seen.add(annotation_id)
                 if not _is_id(image_id) or image_id not in self.sizes:
                     raise DatasetError(f"there is no image with the id {image_id}")
-                self.boxes[image_id].append(self._box(item, i, image_id, known_categories))
+                self.boxes[image_id].append(self._box(item, image_id, known_categories))
             except DatasetError as error:
                 self.log.report(self.file, record, str(error))
 
-    def _box(self, item: dict[str, Any], i: int, image_id: int, known: set[int]) -> Box:
+    def _box(self, item: dict[str, Any], image_id: int, known: set[int]) -> Box:
         category_id = item.get("category_id")
         if not _is_id(category_id) or category_id not in self.labels:
             known_but_unused = _is_id(category_id) and category_id in known
@@ -260,7 +264,7 @@ class _Reader:
             area=float(area),
             iscrowd=bool(item.get("iscrowd", 0)),
             ignore=bool(item.get("ignore", 0)),
-            annotation_id=item.get("id", i + 1),
+            annotation_id=next(self.free_ids) if item.get("id") is None else item["id"],
         )
         twin = find_duplicate(box, self.boxes[image_id], self.duplicate_iou)
         if twin is not None:

@@ -19,6 +19,10 @@ from pydet.data._problems import DatasetError, OnError, Problem, ProblemLog
 from pydet.data.image import read_image, read_image_size
 from pydet.structures import Target
 
+# Pixels. Thinner boxes could vanish when their corners are rounded to float32 (images of up to 2^17
+# pixels a side), and are nothing that anybody meant to draw.
+_MIN_SIDE = 1 / 64
+
 
 @dataclass(frozen=True)
 class Records:
@@ -61,7 +65,8 @@ class Records:
 
     def name(self, index: int) -> str:
         """Path of image ``index`` below the image folder."""
-        return bytes(self.names[self.name_offsets[index] : self.name_offsets[index + 1]]).decode()
+        name = self.names[self.name_offsets[index] : self.name_offsets[index + 1]]
+        return bytes(name).decode("utf-8", "surrogatepass")
 
 
 @dataclass(slots=True)
@@ -96,7 +101,8 @@ class RecordBuilder:
         """Appends an image, of size (height, width), with its objects."""
         self.image_ids.append(image_id)
         self.sizes.append(size)
-        self.names.append(name.encode())
+        # Python spells bytes of a file name that are no UTF-8 as lone surrogates.
+        self.names.append(name.encode("utf-8", "surrogatepass"))
         self.counts.append(len(boxes))
         self.boxes.extend(boxes)
 
@@ -358,9 +364,11 @@ def find_box_problem(xywh: tuple[float, float, float, float], size: tuple[int, i
     x, y, width, height = xywh
     if not all(map(math.isfinite, xywh)):
         return f"box {list(xywh)} is not finite"
-    if width <= 0 or height <= 0:
+    if width < _MIN_SIDE or height < _MIN_SIDE:
         return f"box has no area: its width is {width:g} and its height {height:g}"
-    if x >= size[1] or y >= size[0] or x + width <= 0 or y + height <= 0:
+    visible_width = min(x + width, size[1]) - max(x, 0.0)
+    visible_height = min(y + height, size[0]) - max(y, 0.0)
+    if visible_width < _MIN_SIDE or visible_height < _MIN_SIDE:
         return (
             f"box (x {x:g}, y {y:g}, width {width:g}, height {height:g}) lies outside of the image "
             f"of {size[1]} x {size[0]} pixels"

@@ -86,6 +86,14 @@ def test_area_and_size_may_be_missing(tmp_path):
     ).image_size(0) == (30, 40)
 
 
+def test_annotations_without_an_id_get_a_free_one(tmp_path):
+    data = coco_data()
+    del data["annotations"][0]["id"]
+    data["annotations"][1]["id"] = None
+    dataset = CocoDataset(write_coco(tmp_path, data), tmp_path / "images")
+    assert dataset.records.annotation_ids.tolist() == [4, 5, 3]
+
+
 def test_to_coco_gives_back_what_was_read(tmp_path):
     data = with_annotation(bbox=[35.125, 20.0625, 30, 30])  # reaches beyond the border
     dataset = CocoDataset(write_coco(tmp_path, data), tmp_path / "images")
@@ -111,6 +119,8 @@ def test_annotations_keep_their_image_whatever_their_order(tmp_path):
 
 BROKEN_ANNOTATIONS = {
     "zero width": ({"bbox": [1, 2, 0, 5]}, "has no area: its width is 0"),
+    "tiny width": ({"bbox": [1, 2, 1e-30, 5]}, "has no area: its width is 1e-30"),
+    "barely inside": ({"bbox": [-5, 2, 5.001, 5]}, "outside of the image of 40 x 30"),
     "negative height": ({"bbox": [1, 2, 5, -5]}, "has no area"),
     "not a number": ({"bbox": [float("nan"), 2, 5, 5]}, "not finite"),
     "infinite": ({"bbox": [1, 2, float("inf"), 5]}, "not finite"),

@@ -2,6 +2,7 @@
 """The packed data set: memory, indexing, pickling, loading in processes."""
 
 import gc
+import os
 import pickle
 from types import ModuleType
 
@@ -54,6 +55,21 @@ def test_names_of_any_script(tmp_path):
     dataset = open_dataset(write_coco(tmp_path, data, ["größe 猫.jpg", "folder/b.jpg"]))
     assert [dataset.image_path(i).name for i in range(2)] == ["größe 猫.jpg", "b.jpg"]
     assert dataset[0][0].shape == dataset[1][0].shape == (3, 30, 40)
+
+
+def test_file_names_that_are_not_utf8(tmp_path):
+    """As in archives from the days of Latin-1."""
+    root = write_voc(tmp_path, {"a": voc_xml([voc_object()])})
+    name = os.fsdecode(b"caf\xe9")
+    try:
+        (root / "JPEGImages" / "a.jpg").rename(root / "JPEGImages" / f"{name}.jpg")
+    except OSError:
+        pytest.skip("the file system takes UTF-8 names only")
+    (root / "Annotations" / "a.xml").rename(root / "Annotations" / f"{name}.xml")
+    for verify in (True, False):
+        dataset = open_dataset(root, verify_images=verify)
+        assert dataset.image_path(0).stem == name
+        assert dataset[0][0].shape == (3, 30, 40)
 
 
 def test_a_sample_can_be_changed_without_changing_the_data_set(tmp_path):
