@@ -210,7 +210,8 @@ def test_resize_keeps_the_mean_and_the_range(sample, height, width):
     exact = torch.nn.functional.interpolate(
         image[None].double(), size=(height, width), mode="bilinear", antialias=True
     )[0]
-    assert (resized - exact).abs().max() <= 1  # two roundings to whole numbers, one a direction
+    # Each direction rounds to whole numbers, with weights of 16 bits (less than 0.02 for 255).
+    assert (resized - exact).abs().max() <= 2 * (0.5 + 0.02)
     assert resized.min() >= image.min()
     assert resized.max() <= image.max()
     scale = torch.tensor([width / image.shape[2], height / image.shape[1]]).repeat(2)
