@@ -7,6 +7,7 @@ Like all transforms they draw from torch's global generator only; see :mod:`pyde
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,15 +22,14 @@ from pydet.data.transforms import (
 from pydet.structures import Target
 
 # Luma of ITU-R BT.601, and the axes I and Q of the YIQ space in which hue is an angle.
-_RGB_TO_YIQ = torch.tensor(
+_RGB_TO_YIQ = np.array(
     [
         [0.299, 0.587, 0.114],
         [0.595716, -0.274453, -0.321263],
         [0.211456, -0.522591, 0.311135],
-    ],
-    dtype=torch.float64,
+    ]
 )
-_YIQ_TO_RGB = torch.linalg.inv(_RGB_TO_YIQ)
+_YIQ_TO_RGB = np.linalg.inv(_RGB_TO_YIQ)
 
 
 class PhotometricDistortion:
@@ -100,11 +100,16 @@ def adjust_colors(
         hue: Angle in the IQ plane, in radians.
     """
     c, s = saturation * math.cos(hue), saturation * math.sin(hue)
-    turn = torch.tensor([[1.0, 0.0, 0.0], [0.0, c, -s], [0.0, s, c]], dtype=torch.float64)
+    turn = np.array([[1.0, 0.0, 0.0], [0.0, c, -s], [0.0, s, c]])
+    # NumPy for these nine numbers: torch would wake its threads for them.
     matrix = contrast * (_YIQ_TO_RGB @ turn @ _RGB_TO_YIQ)
-    offset = matrix.sum(dim=1, keepdim=True) * brightness + 0.5  # + 0.5: the cast cuts off
+    offset = matrix.sum(axis=1, keepdims=True) * brightness + 0.5  # + 0.5: the cast cuts off
     pixels = image.reshape(3, -1).float()
-    changed = torch.addmm(offset.float(), matrix.float(), pixels)
+    changed = torch.addmm(
+        torch.from_numpy(offset.astype(np.float32)),
+        torch.from_numpy(matrix.astype(np.float32)),
+        pixels,
+    )
     return changed.clamp_(0, 255).to(torch.uint8).view(image.shape)
 
 
