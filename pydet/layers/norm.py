@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Normalisation by name: batch, frozen batch, group, or none."""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Norm = Literal["none", "batch", "frozen", "group"]
+NORMS: tuple[Norm, ...] = ("none", "batch", "frozen", "group")
+_GROUPS = 32  # Wu & He, Group Normalization, section 4: 32 groups
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """Batch normalisation with fixed statistics and a fixed affine part.
+
+    y = (x - mean) / sqrt(var + eps) * weight + bias, all four of them buffers: what detectors use
+    that start from ImageNet weights, whose batches are too small for statistics of their own.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.register_buffer("weight", torch.ones(channels))
+        self.register_buffer("bias", torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        scale = self.weight * (self.running_var + self.eps).rsqrt()  # [C]
+        shift = self.bias - self.running_mean * scale
+        # In the dtype of x: a product with float32 would turn a bfloat16 map into float32. Not
+        # F.batch_norm, which would keep x for the backward pass.
+        scale, shift = scale.to(x.dtype), shift.to(x.dtype)
+        return x * scale[:, None, None] + shift[:, None, None]
+
+    def extra_repr(self) -> str:  # noqa: D102
+        return f"{self.weight.shape[0]}, eps={self.eps}"
+
+
+def make_norm(norm: Norm, channels: int, eps: float = 1e-5) -> nn.Module:
+    """The normalisation layer of that name for maps of ``channels`` channels.
+
+    Raises:
+        ValueError: An unknown name.
+    """
+    if norm == "none":
+        return nn.Identity()
+    if norm == "batch":
+        return nn.BatchNorm2d(channels, eps=eps)
+    if norm == "frozen":
+        return FrozenBatchNorm2d(channels, eps=eps)
+    if norm == "group":
+        # At least two channels a group: a map of one location has nothing else to average over.
+        return nn.GroupNorm(math.gcd(_GROUPS, max(1, channels // 2)), channels, eps=eps)
+    raise ValueError(f"make_norm: norm must be one of {', '.join(NORMS)}, got {norm!r}")

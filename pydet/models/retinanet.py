@@ -1,0 +1,346 @@
+# SPDX-License-Identifier: Apache-2.0
+"""RetinaNet: Lin et al., Focal Loss for Dense Object Detection, arXiv 1708.02002.
+
+Implemented: the focal loss and its normaliser (sections 3.2, 4.1), the initial bias (3.3, 4.1), the
+pyramid P3 ... P7, anchors, assignment and both subnets (4), inference (4.1).
+
+Deviations, each a field of the config: P6 is made of P5 (paper: C5), which is what published
+weights have; an anchor below the threshold is assigned to a box that has no better one (paper:
+silent); a batch norm learns with the rest (paper: ImageNet's, fixed), so that training from
+nothing works. An anchor is never assigned to a box that it does not touch.
+
+Numbers that prove the structure: 9 anchors a location, 100 thousand and more an image of 800 x
+1333; 34 014 999 parameters with ResNet-50 and 91 classes, as torchvision publishes.
+
+Letters: B images, A anchors of all levels, K classes, G boxes of an image, ΣG of the batch,
+Hl, Wl height and width of a level, N candidates.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pydet.anchors import AnchorGenerator
+from pydet.backbones.resnet import ResNet
+from pydet.layers.fpn import FPN, ExtraFrom
+from pydet.layers.norm import Norm, make_norm
+from pydet.models._detector import Detector
+from pydet.models._registry import override, register_model
+from pydet.ops import decode_boxes, encode_boxes, match_anchors, sigmoid_focal_loss
+from pydet.ops.match_anchors import BACKGROUND
+from pydet.postprocess import (
+    PaddedDetections,
+    at_least_float32,
+    select_detections,
+    top_candidates,
+)
+from pydet.preprocessing import Preprocessing
+from pydet.structures import PackedTargets
+
+
+@dataclass(frozen=True)
+class RetinaNetConfig:
+    """Every hyper-parameter; sections are those of the paper."""
+
+    depth: int = 50  # of the ResNet
+    norm: Norm = "batch"  # of the trunk: "batch", "frozen" or "group"
+    norm_eps: float = 1e-5
+    frozen_stages: int = 0  # of the trunk that do not learn: 1 the stem, 2 the stem and C2, ...
+    levels: tuple[int, ...] = (3, 4, 5, 6, 7)  # section 4; level l has a stride of 2**l pixels
+    extra_from: ExtraFrom = "p5"  # what P6 is made of; the paper: "c5", footnote 2
+    fpn_channels: int = 256  # section 4
+    fpn_norm: Norm = "none"
+    head_convs: int = 4  # of each subnet before its last layer; section 4
+    head_norm: Literal["none", "group"] = "none"
+    # Section 4: sides 32 ... 512 on P3 ... P7, that is 4 strides, times 2**0, 2**(1/3), 2**(2/3).
+    # None: so. Else pixels, a tuple of sizes for each level.
+    anchor_sizes: tuple[tuple[float, ...], ...] | None = None
+    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)  # height / width; section 4
+    anchor_offset: float = 0.0  # of locations, in strides; see AnchorGenerator
+    anchor_rounding: bool = False  # corners to whole pixels, as torchvision
+    anchor_strides: Literal["level", "image"] = "level"  # "image": image size // map size, likewise
+    fg_iou_threshold: float = 0.5  # section 4
+    bg_iou_threshold: float = 0.4  # section 4
+    low_quality_matches: bool = True  # a box without an anchor above gets the best there is
+    focal_alpha: float = 0.25  # section 4.1
+    focal_gamma: float = 2.0  # section 4.1
+    prior: float = 0.01  # pi, the first probability of foreground; section 4.1
+    smooth_l1_beta: float = 0.11  # where smooth L1 becomes linear; 0: L1. The authors' code: 0.11
+    box_loss_weight: float = 1.0
+    score_threshold: float = 0.05  # section 4.1
+    candidates_per_level: int = 1000  # section 4.1
+    nms_iou_threshold: float = 0.5  # section 4.1
+    max_detections: int = 100  # COCO's own limit; torchvision: 300
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)  # 800, 1333; section 5
+
+    def __post_init__(self) -> None:
+        sizes = self.anchor_sizes
+        if sizes is not None and len(sizes) != len(self.levels):
+            raise ValueError(
+                "RetinaNetConfig: anchor_sizes must be one tuple for each of the "
+                f"{len(self.levels)} levels, got {len(sizes)}"
+            )
+        for name, low, high in (("prior", 0, 1), ("focal_gamma", -1, 100)):
+            if not low < getattr(self, name) < high:
+                raise ValueError(
+                    f"RetinaNetConfig: {name} must be between {low} and {high}, "
+                    f"got {getattr(self, name)}"
+                )
+        for name in ("fpn_channels", "candidates_per_level", "max_detections"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"RetinaNetConfig: {name} must be at least 1, got {getattr(self, name)}"
+                )
+        if self.head_norm not in ("none", "group"):
+            raise ValueError(  # the maps of all levels pass through one head: batches would mix
+                f"RetinaNetConfig: head_norm must be 'none' or 'group', got {self.head_norm!r}"
+            )
+        if self.anchor_strides not in ("level", "image"):
+            raise ValueError(
+                "RetinaNetConfig: anchor_strides must be 'level' or 'image', "
+                f"got {self.anchor_strides!r}"
+            )
+
+
+class RetinaNetOutput(NamedTuple):
+    """The network's raw output, all levels together, in the order of the anchors."""
+
+    cls_logits: Tensor  # [B, A, K]
+    box_deltas: Tensor  # [B, A, 4], relative to the anchors
+    anchors: Tensor  # [A, 4] float32 (float64 in such a model) xyxy, pixels of the batch
+    num_per_level: tuple[int, ...]  # anchors of each level; sums to A
+
+
+class RetinaNetHead(nn.Module):
+    """Two subnets of 3x3 convolutions, the same for all levels (section 4, figure 3)."""
+
+    def __init__(
+        self,
+        channels: int,
+        num_anchors: int,
+        num_classes: int,
+        *,
+        num_convs: int = 4,
+        norm: Norm = "none",
+        prior: float = 0.01,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.cls_convs = _subnet(channels, num_convs, norm)
+        self.box_convs = _subnet(channels, num_convs, norm)
+        self.cls_logits = nn.Conv2d(channels, num_anchors * num_classes, 3, padding=1)
+        self.box_deltas = nn.Conv2d(channels, num_anchors * 4, 3, padding=1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=0.01)  # section 4.1
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        assert self.cls_logits.bias is not None
+        nn.init.constant_(self.cls_logits.bias, -math.log((1 - prior) / prior))  # section 4.1
+
+    def forward(self, features: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Logits [B, A, K] and deltas [B, A, 4] of maps [B, C, Hl, Wl]."""
+        logits = [self.cls_logits(self.cls_convs(x)) for x in features]
+        deltas = [self.box_deltas(self.box_convs(x)) for x in features]
+        return (
+            torch.cat([permute_to_anchors(x, self.num_classes) for x in logits], 1),
+            torch.cat([permute_to_anchors(x, 4) for x in deltas], 1),
+        )
+
+
+def permute_to_anchors(x: Tensor, last: int) -> Tensor:
+    """[B, A·last, Hl, Wl] to [B, Hl·Wl·A, last]: in channels_last memory the same bytes."""
+    return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, last)
+
+
+class AnchorTargets(NamedTuple):
+    """What each anchor is to learn."""
+
+    labels: Tensor  # [B, A] int64: a class, BACKGROUND (-1) or IGNORED (-2)
+    boxes: Tensor  # [B, A, 4]: the box to predict; the anchor itself where there is none
+    foreground: Tensor  # [B, A] bool
+
+
+def assign_targets(
+    anchors: Tensor, targets: PackedTargets, config: RetinaNetConfig
+) -> AnchorTargets:
+    """Assigns each anchor of each image to one box at most (section 4).
+
+    Foreground where the best IoU is at least 0.5, background below 0.4, ignored in between and
+    within ignored boxes.
+
+    Args:
+        anchors: [A, 4] xyxy, of every image.
+        targets: In the same pixels.
+        config: For its thresholds.
+    """
+    matched, ious = match_anchors(
+        anchors,
+        targets.boxes.to(anchors.dtype),
+        config.fg_iou_threshold,
+        config.bg_iou_threshold,
+        config.low_quality_matches,
+        gt_ignored=targets.ignored,
+        offsets=targets.offsets,
+    )  # [B, A] each
+    # The best anchor of a box that no anchor touches would be any anchor.
+    matched = torch.where((matched >= 0) & (ious <= 0), BACKGROUND, matched)
+    foreground = matched >= 0
+    # Rows of the packed boxes; one more row, at the end, for the anchors without a box, so that
+    # there is something to take even in a batch without any.
+    num_boxes = targets.boxes.shape[0]
+    rows = torch.where(foreground, matched + targets.offsets[:-1, None], num_boxes)
+    labels = F.pad(targets.labels, (0, 1))[rows]
+    boxes = F.pad(targets.boxes, (0, 0, 0, 1))[rows].to(anchors.dtype)
+    return AnchorTargets(
+        torch.where(foreground, labels, matched),
+        torch.where(foreground[..., None], boxes, anchors),
+        foreground,
+    )
+
+
+class RetinaNet(Detector):
+    """RetinaNet on a ResNet with a feature pyramid.
+
+    Args:
+        config: See :class:`RetinaNetConfig`.
+        num_classes: K, background not counted.
+    """
+
+    config: RetinaNetConfig
+
+    def __init__(self, config: RetinaNetConfig, num_classes: int) -> None:
+        super().__init__(config, num_classes)
+        levels = config.levels
+        sizes = config.anchor_sizes or tuple(
+            tuple(4 * 2**level * 2 ** (i / 3) for i in range(3)) for level in levels
+        )
+        self.anchors = AnchorGenerator(
+            sizes,
+            config.anchor_ratios,
+            [2**level for level in levels] if config.anchor_strides == "level" else None,
+            offset=config.anchor_offset,
+            rounding=config.anchor_rounding,
+        )
+        self.backbone = ResNet(
+            config.depth,
+            norm=config.norm,
+            norm_eps=config.norm_eps,
+            frozen_stages=config.frozen_stages,
+        )
+        self.neck = FPN(
+            self.backbone.channels,
+            levels,
+            config.fpn_channels,
+            norm=config.fpn_norm,
+            extra_from=config.extra_from,
+        )
+        self.head = RetinaNetHead(
+            config.fpn_channels,
+            self.anchors.num_per_location,
+            num_classes,
+            num_convs=config.head_convs,
+            norm=config.head_norm,
+            prior=config.prior,
+        )
+
+    def predict(self, images: Tensor) -> RetinaNetOutput:
+        """Logits, deltas and anchors for normalised images [B, 3, H, W]."""
+        features = self.neck(self.backbone(images))
+        cls_logits, box_deltas = self.head(features)
+        sizes = [(x.shape[2], x.shape[3]) for x in features]
+        height, width = images.shape[2:]
+        dtype = torch.float64 if images.dtype == torch.float64 else torch.float32
+        anchors = self.anchors(sizes, (height, width), images.device, dtype)
+        num = self.anchors.num_per_location
+        return RetinaNetOutput(
+            cls_logits, box_deltas, anchors, tuple(h * w * num for h, w in sizes)
+        )
+
+    def losses(self, output: RetinaNetOutput, targets: PackedTargets) -> dict[str, Tensor]:
+        """Focal loss of all anchors that are not ignored, smooth L1 of foreground anchors.
+
+        Of each image the sum, divided by its foreground anchors, at least 1 (section 4.1); then the
+        mean over images.
+        """
+        config = self.config
+        assigned = assign_targets(output.anchors, targets, config)
+        positives = assigned.foreground.sum(1).clamp(min=1)  # [B]
+        loss_cls = sigmoid_focal_loss(
+            output.cls_logits,
+            assigned.labels,
+            config.focal_alpha,
+            config.focal_gamma,
+            reduction="sum_per_image",
+        )
+        target_deltas = encode_boxes(assigned.boxes, output.anchors.expand_as(assigned.boxes))
+        # where, not indices: how many anchors are foreground is known to the device alone.
+        pred_deltas = torch.where(assigned.foreground[..., None], output.box_deltas, target_deltas)
+        loss_box = F.smooth_l1_loss(
+            pred_deltas.to(target_deltas.dtype),
+            target_deltas,
+            reduction="none",
+            beta=config.smooth_l1_beta,
+        ).sum((1, 2))
+        return {
+            "loss_cls": (loss_cls / positives).mean(),
+            "loss_box": (loss_box / positives).mean() * config.box_loss_weight,
+        }
+
+    def decode(self, output: RetinaNetOutput, image_sizes: Tensor) -> PaddedDetections:
+        """The best candidates of each level, decoded, clipped, without duplicates (section 4.1)."""
+        config = self.config
+        candidates = top_candidates(
+            output.cls_logits,
+            output.num_per_level,
+            config.score_threshold,
+            config.candidates_per_level,
+        )
+        idxs = candidates.anchor_idxs
+        deltas = output.box_deltas.gather(1, idxs[..., None].expand(-1, -1, 4))  # [B, N, 4]
+        boxes = decode_boxes(
+            at_least_float32(deltas), output.anchors[idxs], image_sizes=image_sizes
+        )
+        return select_detections(
+            boxes,
+            candidates.scores,
+            candidates.labels,
+            iou_threshold=config.nms_iou_threshold,
+            max_detections=config.max_detections,
+        )
+
+
+def _subnet(channels: int, num_convs: int, norm: Norm) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for _ in range(num_convs):
+        conv = nn.Conv2d(channels, channels, 3, padding=1, bias=norm == "none")
+        layers += [conv, make_norm(norm, channels), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)
+
+
+@register_model
+def retinanet_resnet18_fpn(num_classes: int, **overrides: Any) -> RetinaNet:
+    """RetinaNet on ResNet-18; overrides are fields of :class:`RetinaNetConfig`."""
+    return RetinaNet(override(RetinaNetConfig(depth=18), overrides), num_classes)
+
+
+@register_model
+def retinanet_resnet34_fpn(num_classes: int, **overrides: Any) -> RetinaNet:
+    """RetinaNet on ResNet-34; overrides are fields of :class:`RetinaNetConfig`."""
+    return RetinaNet(override(RetinaNetConfig(depth=34), overrides), num_classes)
+
+
+@register_model
+def retinanet_resnet50_fpn(num_classes: int, **overrides: Any) -> RetinaNet:
+    """RetinaNet on ResNet-50; overrides are fields of :class:`RetinaNetConfig`."""
+    return RetinaNet(override(RetinaNetConfig(), overrides), num_classes)
+
+
+@register_model
+def retinanet_resnet101_fpn(num_classes: int, **overrides: Any) -> RetinaNet:
+    """RetinaNet on ResNet-101; overrides are fields of :class:`RetinaNetConfig`."""
+    return RetinaNet(override(RetinaNetConfig(depth=101), overrides), num_classes)

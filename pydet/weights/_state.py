@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading tensors from files, and putting them into models, with errors that name them."""
+
+import pickle
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+State = dict[str, Tensor]
+_SHOWN = 8  # names in a message; a wrong architecture misses hundreds
+
+
+def read_state(path: Path) -> tuple[State, dict[str, str]]:
+    """All tensors of a file, and its metadata (empty for pickled files).
+
+    A safetensors file is read as such; anything else as torch's, of which nothing but tensors and
+    plain containers is unpickled (``weights_only=True``).
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: The file is damaged, or holds more than tensors.
+    """
+    with path.open("rb") as file:
+        head = file.read(9)
+    # 8 bytes: length of the header; then the header, a JSON object.
+    if len(head) == 9 and head[8:] == b"{":
+        return _read_safetensors(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"load: {path} must hold tensors only, and this file also holds objects whose code "
+            f"could do anything, or is damaged ({_first_line(error)}). Read it where you trust it "
+            "and save its state_dict"
+        ) from error
+    except (RuntimeError, EOFError, zipfile.BadZipFile, KeyError, ValueError) as error:
+        raise ValueError(
+            f"load: {path} must be a complete safetensors or torch file; it is damaged or of "
+            f"another kind ({_first_line(error)})"
+        ) from error
+    return _find_state(path, content), {}
+
+
+def _read_safetensors(path: Path) -> tuple[State, dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}
+            return state, file.metadata() or {}
+    except safetensors.SafetensorError as error:
+        raise ValueError(
+            f"load: {path} must be a complete safetensors file; it is damaged ({error})"
+        ) from error
+
+
+def _find_state(path: Path, content: Any) -> State:
+    """The tensors by name within what was unpickled, without wrappers and their prefixes."""
+    for key in ("model", "state_dict"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not all(isinstance(name, str) for name in content):
+        raise ValueError(
+            f"load: {path} must hold tensors by name (a state_dict), got {type(content).__name__}"
+        )
+    state = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    if not state:
+        raise ValueError(f"load: {path} must hold tensors by name (a state_dict), got none")
+    for prefix in ("module.", "_orig_mod.", "model."):  # DataParallel, torch.compile, wrappers
+        if all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return state
+
+
+def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Fills a model; every tensor must be there, wanted, and of the right shape.
+
+    Raises:
+        ValueError: With the names of missing, unexpected and misshapen tensors.
+    """
+    wanted = model.state_dict()
+    problems = []
+    missing = [name for name in wanted if name not in state]
+    unexpected = [name for name in state if name not in wanted]
+    misshapen = [
+        f"{name} ({list(state[name].shape)} in the file, {list(value.shape)} in the model)"
+        for name, value in wanted.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    for kind, names in (
+        ("missing", missing),
+        ("unexpected", unexpected),
+        ("of another shape", misshapen),
+    ):
+        if names:
+            problems.append(f"{len(names)} {kind}: {_some(names)}")
+    if problems:
+        raise ValueError(
+            f"load: {source} must hold the tensors of {type(model).__name__}, but of them are "
+            + "; ".join(problems)
+        )
+    model.load_state_dict(dict(state))
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = list(names)
+    rest = len(listed) - _SHOWN
+    return ", ".join(listed[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:200]

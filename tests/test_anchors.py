@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Anchors: order, sizes, ratios, strides, and the copy that is kept of them."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+
+from pydet.anchors import AnchorGenerator
+
+CPU = torch.device("cpu")
+
+
+def test_order_is_level_row_column_ratio_size():
+    make = AnchorGenerator([(4, 8), (16, 32)], (1, 4), (8, 16), offset=0.5)
+    anchors = make([(2, 3), (1, 2)], (16, 24), CPU)
+    expected = []
+    for stride, (height, width), sizes in [(8, (2, 3), (4, 8)), (16, (1, 2), (16, 32))]:
+        for row, column, ratio, size in itertools.product(
+            range(height), range(width), (1, 4), sizes
+        ):
+            x, y = (column + 0.5) * stride, (row + 0.5) * stride
+            w, h = size / ratio**0.5, size * ratio**0.5
+            expected.append([x - w / 2, y - h / 2, x + w / 2, y + h / 2])
+    assert make.num_per_location == 4
+    assert anchors.tolist() == expected
+
+
+def test_offset_zero_is_at_multiples_of_the_stride():
+    anchors = AnchorGenerator([(2,)], (1,), (8,))([(2, 2)], (16, 16), CPU)
+    centers = (anchors[:, :2] + anchors[:, 2:]) / 2
+    assert centers.tolist() == [[0, 0], [8, 0], [0, 8], [8, 8]]
+
+
+def test_strides_from_the_image_differ_by_axis():
+    anchors = AnchorGenerator([(2,)], (1,), None)([(3, 2)], (100, 75), CPU)
+    centers = (anchors[:, :2] + anchors[:, 2:]) / 2
+    assert centers[-1].tolist() == [37, 66]
+
+
+def test_rounding_gives_whole_corners():
+    make = AnchorGenerator([(32, 40.3)], (0.5, 2), (8,), rounding=True)
+    anchors = make([(4, 4)], (32, 32), CPU)
+    assert torch.equal(anchors, anchors.round())
+    plain = AnchorGenerator([(32, 40.3)], (0.5, 2), (8,))([(4, 4)], (32, 32), CPU)
+    assert (anchors - plain).abs().max() <= 0.5
+    assert not torch.equal(plain, plain.round())
+
+
+def test_area_and_ratio_are_as_asked(device):
+    anchors = AnchorGenerator([(10, 20)], (0.5, 1, 3), (4,))([(1, 1)], (4, 4), device)
+    width, height = (anchors[:, 2:] - anchors[:, :2]).unbind(1)
+    assert anchors.device.type == device.type
+    torch.testing.assert_close(
+        (width * height).cpu(), torch.tensor([100.0, 400, 100, 400, 100, 400])
+    )
+    torch.testing.assert_close((height / width).cpu(), torch.tensor([0.5, 0.5, 1, 1, 3, 3]))
+
+
+def test_same_shapes_give_the_same_tensor_and_few_are_kept():
+    make = AnchorGenerator([(8,)], (1,), (8,))
+    first = make([(4, 4)], (32, 32), CPU)
+    assert make([(4, 4)], (32, 32), CPU) is first
+    assert make([(4, 4)], (32, 32), CPU, torch.float64).dtype == torch.float64
+    for size in range(1, 40):
+        make([(size, size)], (8 * size, 8 * size), CPU)
+    assert len(make._cache) == 16
+    assert make([(4, 4)], (32, 32), CPU) is not first
+    assert not copy.deepcopy(make)._cache
+
+
+def test_anchors_made_in_inference_can_be_trained_with():
+    make = AnchorGenerator([(8,)], (1,), (8,))
+    with torch.inference_mode():
+        make([(2, 2)], (16, 16), CPU)
+    weight = torch.ones(4, requires_grad=True)
+    (make([(2, 2)], (16, 16), CPU) * weight).sum().backward()
+    assert weight.grad is not None
+
+
+def test_traced_with_symbolic_sizes_gives_the_same():
+    make = AnchorGenerator([(8, 11), (16, 23)], (0.5, 2), (8, 16), rounding=True)
+
+    def run(x):
+        height, width = x.shape[-2:]
+        sizes = [(height // s, width // s) for s in (8, 16)]
+        return make(sizes, (height, width), x.device)
+
+    compiled = torch.compile(run, fullgraph=True, dynamic=True, backend="eager")
+    for shape in [(64, 96), (32, 128)]:
+        image = torch.zeros(1, 3, *shape)
+        assert torch.equal(compiled(image), run(image))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ([], (1,), ()),
+        ([()], (1,), (8,)),
+        ([(8,), (8, 16)], (1,), (8, 16)),
+        ([(8,)], (), (8,)),
+        ([(8,)], (1,), (8, 16)),
+        ([(-8,)], (1,), (8,)),
+        ([(8,)], (float("nan"),), (8,)),
+        ([(8,)], (1,), (0,)),
+    ],
+)
+def test_wrong_arguments_are_refused(arguments):
+    with pytest.raises(ValueError, match=r"AnchorGenerator: (sizes|strides)"):
+        AnchorGenerator(*arguments)
+
+
+def test_wrong_number_of_levels_is_refused():
+    with pytest.raises(ValueError, match="of 1 levels, got 2"):
+        AnchorGenerator([(8,)], (1,), (8,))([(1, 1), (1, 1)], (8, 8), CPU)

@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""torchvision's RetinaNet with random weights, beside pydet's with the same: equal results."""
+
+import functools
+
+import pytest
+import torch
+from torch import nn
+
+import pydet
+from pydet.weights.torchvision import is_resnet, is_retinanet
+
+torchvision = pytest.importorskip(
+    "torchvision", reason="needs torchvision, whose results are compared with", exc_type=ImportError
+)
+
+NUM_CLASSES = 6  # torchvision's, with the background
+SIZES = [(97, 141), (160, 83)]
+RESIZE = {"min_size": 120, "max_size": 180}
+
+
+def torchvision_model(kind: str, seed: int = 0):
+    """A RetinaNet of torchvision with random weights whose scores pass the threshold."""
+    from torchvision.models.detection import (  # noqa: F401
+        backbone_utils,
+        retinanet,
+        retinanet_resnet50_fpn,
+        retinanet_resnet50_fpn_v2,
+    )
+    from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+    from torchvision.ops.misc import FrozenBatchNorm2d
+
+    torch.manual_seed(seed)
+    if kind == "v2":
+        model = retinanet_resnet50_fpn_v2(
+            weights=None, weights_backbone=None, num_classes=NUM_CLASSES, **RESIZE
+        )
+    else:
+        norm = nn.BatchNorm2d if kind == "batch" else FrozenBatchNorm2d
+        trunk = torchvision.models.resnet50(weights=None, norm_layer=norm)
+        extractor = backbone_utils._resnet_fpn_extractor(
+            trunk, 5, returned_layers=[2, 3, 4], extra_blocks=LastLevelP6P7(256, 256)
+        )
+        model = retinanet.RetinaNet(extractor, NUM_CLASSES, **RESIZE)
+    with torch.no_grad():
+        for name, value in model.state_dict().items():
+            if name.endswith(("running_mean", "bn1.bias", "bn2.bias", "bn3.bias")):
+                value.normal_(std=0.1)
+            elif name.endswith("running_var"):
+                value.uniform_(0.5, 1.5)
+        head = model.head
+        for layer in (head.classification_head.cls_logits, head.regression_head.bbox_reg):
+            layer.weight.normal_(std=0.05)
+        bias = head.classification_head.cls_logits.bias.view(9, NUM_CLASSES)
+        bias.normal_(-2, 0.5)
+        bias[:, 0] = -30.0  # the background's score: training sends it there, no anchor ever has it
+    return model.double()  # where rounding does not decide which of two near scores is higher
+
+
+def old_layout(state):
+    """The names that torchvision gave before its version 0.13, as its published files have them."""
+    renamed = {}
+    for name, value in state.items():
+        if ".inner_blocks." in name or ".layer_blocks." in name:
+            name = name.replace(".0.weight", ".weight").replace(".0.bias", ".bias")  # noqa: PLW2901
+        for index in range(4):
+            name = name.replace(  # noqa: PLW2901
+                f"_head.conv.{index}.0.", f"_head.conv.{2 * index}."
+            )
+        renamed[name] = value
+    assert set(renamed) != set(state)
+    return renamed
+
+
+def images_and_targets(seed: int = 1):
+    generator = torch.Generator().manual_seed(seed)
+    images = [torch.rand(3, *size, generator=generator).double() for size in SIZES]
+    targets = []
+    for height, width in SIZES:
+        corners = torch.rand(7, 2, 2, generator=generator).sort(1).values
+        boxes = (corners * torch.tensor([width, height])).flatten(1)
+        boxes[:, 2:] += 0.5  # none without area
+        boxes = torch.minimum(boxes, torch.tensor([width, height] * 2).float())
+        labels = torch.randint(1, NUM_CLASSES, (7,), generator=generator)
+        targets.append({"boxes": boxes, "labels": labels})
+    return images, targets
+
+
+@pytest.fixture
+def load(tmp_path):
+    def run(state, **options):
+        path = tmp_path / "weights.pth"
+        torch.save(state, path)
+        size = {"size": RESIZE["min_size"], "max_size": RESIZE["max_size"]}
+        return pydet.load(path, preprocessing=size, **options).double()
+
+    return run
+
+
+@pytest.mark.parametrize("kind", ["batch", "frozen", "v2"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_same_detections(kind, seed, load):
+    theirs = torchvision_model(kind, seed).eval()
+    ours = load(theirs.state_dict())
+    images, _ = images_and_targets(seed)
+    with torch.no_grad():
+        expected, got = theirs(images), ours(images)
+    for a, b in zip(expected, got, strict=True):
+        assert len(a["scores"]) > 50, "too few detections to compare"
+        torch.testing.assert_close(b["scores"], a["scores"], atol=1e-4, rtol=1e-4)
+        assert torch.equal(b["labels"], a["labels"] - 1)
+        torch.testing.assert_close(b["boxes"], a["boxes"], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["batch", "frozen"])
+def test_same_scores_in_float32(kind, load):
+    theirs = torchvision_model(kind).float().eval()
+    ours = load(theirs.state_dict()).float()
+    images = [image.float() for image in images_and_targets()[0]]
+    with torch.no_grad():
+        expected, got = theirs(images), ours(images)
+    for a, b in zip(expected, got, strict=True):
+        # Order and number may differ by what rounding decides.
+        assert abs(len(a["scores"]) - len(b["scores"])) <= 2
+        count = min(len(a["scores"]), len(b["scores"])) - 2
+        torch.testing.assert_close(b["scores"][:count], a["scores"][:count], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["batch", "frozen"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_same_losses_and_gradients(kind, seed, load):
+    theirs = torchvision_model(kind, seed).train()
+    ours = load(theirs.state_dict()).train()
+    images, targets = images_and_targets(seed)
+    expected = theirs([i.clone() for i in images], targets)
+    zero_based = [{"boxes": t["boxes"], "labels": t["labels"] - 1} for t in targets]
+    got = ours(images, zero_based)
+    torch.testing.assert_close(got["loss_cls"], expected["classification"], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(got["loss_box"], expected["bbox_regression"], atol=1e-4, rtol=1e-4)
+    sum(expected.values()).backward()
+    sum(got.values()).backward()
+    pairs = [
+        (ours.backbone.layer3[0].conv2.weight, theirs.backbone.body.layer3[0].conv2.weight),
+        (ours.neck.extra["6"][0].weight, theirs.backbone.fpn.extra_blocks.p6.weight),
+        (ours.head.box_deltas.bias, theirs.head.regression_head.bbox_reg.bias),
+    ]
+    for mine, other in pairs:
+        torch.testing.assert_close(mine.grad, other.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_images_without_objects_give_the_same_losses(load):
+    theirs = torchvision_model("frozen").train()
+    ours = load(theirs.state_dict()).train()
+    images, targets = images_and_targets()
+    targets[0] = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    expected = theirs([i.clone() for i in images], targets)
+    got = ours(images, [{"boxes": t["boxes"], "labels": t["labels"] - 1} for t in targets])
+    torch.testing.assert_close(got["loss_cls"], expected["classification"], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(got["loss_box"], expected["bbox_regression"], atol=1e-4, rtol=1e-4)
+
+
+def test_old_layout_and_its_epsilon(load):
+    theirs = torchvision_model("frozen").eval()
+    functools.reduce(
+        lambda _, m: setattr(m, "eps", 0.0) if hasattr(m, "running_var") else None,
+        theirs.modules(),
+        None,
+    )
+    state = old_layout(theirs.state_dict())
+    ours = load(state)
+    assert ours.config.norm_eps == 0.0
+    images, _ = images_and_targets()
+    with torch.no_grad():
+        expected, got = theirs(images), ours(images)
+        other = load(state, norm_eps=0.5)(images)
+    for a, b in zip(expected, got, strict=True):
+        torch.testing.assert_close(b["scores"], a["scores"], atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(other[0]["scores"][:20], got[0]["scores"][:20], atol=1e-3)
+
+
+def test_background_can_be_kept(load):
+    theirs = torchvision_model("frozen").eval()
+    with torch.no_grad():
+        theirs.head.classification_head.cls_logits.bias.fill_(-2)
+    ours = load(theirs.state_dict(), keep_background=True)
+    assert ours.num_classes == NUM_CLASSES
+    images, _ = images_and_targets()
+    with torch.no_grad():
+        expected, got = theirs(images), ours(images)
+    for a, b in zip(expected, got, strict=True):
+        assert (a["labels"] == 0).any()
+        assert torch.equal(b["labels"], a["labels"])
+
+
+def test_other_number_of_classes_begins_anew_in_the_last_layer(load):
+    state = torchvision_model("frozen").state_dict()
+    with pytest.warns(UserWarning, match=r"head\.cls_logits\.weight, head\.cls_logits\.bias begin"):
+        ours = load(state, num_classes=2, class_names=["a", "b"])
+    assert ours.class_names == ("a", "b")
+    torch.testing.assert_close(
+        ours.head.box_deltas.weight, state["head.regression_head.bbox_reg.weight"]
+    )
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_imagenet_trunk_fills_the_backbone(depth, tmp_path):
+    state = getattr(torchvision.models, f"resnet{depth}")(weights=None).state_dict()
+    assert is_resnet(state)
+    assert not is_retinanet(state)
+    path = tmp_path / "trunk.pth"
+    torch.save(state, path)
+    model = pydet.load(path, num_classes=3, fpn_channels=32, head_convs=1)
+    assert model.name == f"retinanet_resnet{depth}_fpn"
+    assert model.config.norm == "frozen"
+    for name, value in model.backbone.state_dict().items():
+        assert torch.equal(value, state[name])
+    learning = pydet.load(path, num_classes=3, norm="batch", frozen_stages=0, fpn_channels=32)
+    assert torch.equal(learning.backbone.bn1.running_var, state["bn1.running_var"])
+    with pytest.raises(ValueError, match="num_classes must be given"):
+        pydet.load(path)
+
+
+def test_missing_and_unknown_tensors_are_named(load):
+    state = torchvision_model("frozen").state_dict()
+    del state["backbone.body.layer2.0.bn1.running_mean"]
+    state["head.mask_head.weight"] = torch.zeros(1)
+    with pytest.raises(ValueError, match=r"missing: backbone\.layer2\.0\.bn1\.running_mean"):
+        load(state)
+    with pytest.raises(ValueError, match=r"unexpected: head\.mask_head\.weight"):
+        load(state)
