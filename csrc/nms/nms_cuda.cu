@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// torch brings a copy of cub into the process, so ours goes by a name of its own.
-#define CUB_WRAPPED_NAMESPACE pydet_nms
 #include <cmath>
-#include <cub/device/device_radix_sort.cuh>
 
 #include "common/launch.cuh"
+#include "common/rank.cuh"
 #include "common/suppression.h"
 #include "nms/nms.h"
 
@@ -20,15 +18,13 @@ namespace pydet {
 namespace cuda {
 namespace {
 
-namespace cub = ::pydet_nms::cub;
-
 constexpr int kThreads = 256;          // candidates a block of the mask kernel takes
 constexpr int kWord = 64;              // candidates a word of the mask
 constexpr int64_t kMaxTile = 2048;     // candidates of an image a step
 constexpr int64_t kMaxMask = 1 << 28;  // bytes that the masks of all images may take, about
 constexpr int kMaxWords = kMaxTile / kWord;
-constexpr int64_t kMaxImages = 1 << 15;  // that the grid holds; blocks stride over more
-constexpr int64_t kMaxBlocks = 1 << 12;  // of the mask kernel
+constexpr int64_t kMaxImages = 1 << 10;  // a launch has blocks for; they stride over more
+constexpr int64_t kMaxBlocks = 1 << 11;  // of the mask kernel: all GPUs a few times over
 constexpr int kWarp = 32;
 constexpr int kResolveThreads = 512;
 static_assert(kMaxWords <= kWarp, "each lane of a warp strikes out in one word of the tile");
@@ -36,8 +32,8 @@ static_assert(kMaxWords <= kWarp, "each lane of a warp strikes out in one word o
 // The workspace: where each part starts, in bytes, and how long the tiles are.
 struct Layout {
   int64_t tile;
-  size_t keys[2], values[2], sort, valid, hidden, mask, total;
-  size_t sort_bytes;
+  size_t valid, hidden, mask, total;
+  RankLayout rank;
 };
 
 // What the kernels of a tile share. Arrays of all images, image b from b times its row on.
@@ -77,41 +73,6 @@ __device__ bool hides(const Candidate<A>& a, const Candidate<A>& b, A threshold)
   return may_exceed(inter, a.area, b.area, threshold) && iou(inter, a.area, b.area) > threshold;
 }
 
-// Whether the key marks a box that takes no part. NaN has the same key, but is never greater than a
-// score threshold either; without one nothing is marked.
-template <class Key>
-__device__ bool is_left_out(Key key) {
-  return key == static_cast<Key>(~Key{0});
-}
-
-template <class T>
-__device__ auto key_of(const T* scores, int64_t index, bool filter, acc_t<T> score_threshold) {
-  const acc_t<T> score = load(scores + index);
-  const auto key = score_key(score);
-  return filter && !(score > score_threshold) ? static_cast<decltype(key)>(~decltype(key){0}) : key;
-}
-
-constexpr int kImageWord = -1;
-
-// Sort keys of 32 bits: word number `word` of the score's key (0: the lowest), or the image. In the
-// first of the sorts the boxes are still in their own order.
-template <class T>
-__global__ void __launch_bounds__(kThreads)
-    nms_key_kernel(NmsParams p, acc_t<T> score_threshold, int word, bool first, const T* scores,
-                   int64_t* values, uint32_t* keys) {
-  const int64_t count = p.batch * p.num_boxes, stride = int64_t{gridDim.x} * kThreads;
-  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < count; i += stride) {
-    const int64_t index = first ? i : values[i];
-    if (first) values[i] = index;
-    if (word == kImageWord) {
-      keys[i] = static_cast<uint32_t>(index / p.num_boxes);
-    } else {
-      const uint64_t key = key_of(scores, index, p.filter_scores, score_threshold);
-      keys[i] = static_cast<uint32_t>(key >> (32 * word));
-    }
-  }
-}
-
 // Empties the outputs and finds how many boxes of each image take part: the rest stand behind them.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
@@ -122,18 +83,8 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t i = first; i < p.batch * p.max_output; i += stride) keep[i] = -1;
   for (int64_t i = first; i < p.batch * (tiles.size / kWarp); i += stride) tiles.hidden[i] = 0;
   for (int64_t image = first; image < p.batch; image += stride) {
-    int64_t low = 0, high = p.num_boxes;
-    if (!p.filter_scores) low = high;
-    while (low < high) {
-      const int64_t middle = low + (high - low) / 2;
-      const int64_t index = tiles.order[image * p.num_boxes + middle];
-      if (is_left_out(key_of(scores, index, true, score_threshold))) {
-        high = middle;
-      } else {
-        low = middle + 1;
-      }
-    }
-    tiles.valid[image] = low;
+    tiles.valid[image] = count_ranked(p.num_boxes, p.filter_scores, score_threshold, scores,
+                                      tiles.order + image * p.num_boxes);
     counts[image] = 0;
   }
 }
@@ -259,64 +210,22 @@ __global__ void __launch_bounds__(kResolveThreads)
 }
 
 const char* make_layout(const NmsParams& p, Layout* layout) {
-  const int64_t count = p.batch * p.num_boxes;
-  if (p.batch > int64_t{1} << 32) return "more than 2^32 images";
   int64_t tile =
       min_of(kMaxTile, ceil_div<int64_t>(max_of<int64_t>(1, p.num_boxes), kWord) * kWord);
   while (tile > kThreads && p.batch * tile * tile / 8 > kMaxMask) {
     tile = ceil_div<int64_t>(tile / 2, kWord) * kWord;
   }
   layout->tile = tile;
-  layout->sort_bytes = 0;
-  cub::DoubleBuffer<uint32_t> keys;
-  cub::DoubleBuffer<int64_t> values;
-  const cudaError_t error =
-      cub::DeviceRadixSort::SortPairs(nullptr, layout->sort_bytes, keys, values, count);
-  if (error != cudaSuccess) return cudaGetErrorString(error);
   layout->total = 0;
   const auto take = [layout](size_t bytes) {
     const size_t start = layout->total;
     layout->total += (bytes + 255) / 256 * 256;
     return start;
   };
-  for (int i = 0; i < 2; ++i) {
-    layout->keys[i] = take(count * sizeof(uint32_t));
-    layout->values[i] = take(count * sizeof(int64_t));
-  }
-  layout->sort = take(layout->sort_bytes);
   layout->valid = take(p.batch * sizeof(int64_t));
   layout->hidden = take(p.batch * tile / 8);
   layout->mask = take(p.batch * tile * (tile / 8));
-  return nullptr;
-}
-
-// Sorts box numbers over all images by 32 bits of their keys, stable: by the words of the score
-// from the lowest on, then by image.
-template <class T>
-const char* sort(const NmsParams& p, const Layout& layout, const T* scores, char* workspace,
-                 const int64_t** order, CUstream_st* stream) {
-  const int64_t count = p.batch * p.num_boxes;
-  const acc_t<T> score_threshold = rounded_to<T>(p.score_threshold);
-  cub::DoubleBuffer<uint32_t> keys(reinterpret_cast<uint32_t*>(workspace + layout.keys[0]),
-                                   reinterpret_cast<uint32_t*>(workspace + layout.keys[1]));
-  cub::DoubleBuffer<int64_t> values(reinterpret_cast<int64_t*>(workspace + layout.values[0]),
-                                    reinterpret_cast<int64_t*>(workspace + layout.values[1]));
-  int image_bits = 0;
-  while (int64_t{1} << image_bits < p.batch) ++image_bits;
-  constexpr int kScoreWords = sizeof(acc_t<T>) / sizeof(uint32_t);
-  for (int step = 0; step < kScoreWords + (image_bits > 0 ? 1 : 0); ++step) {
-    const bool by_image = step == kScoreWords;
-    nms_key_kernel<<<grid_size(count, kThreads), kThreads, 0, stream>>>(
-        p, score_threshold, by_image ? kImageWord : step, step == 0, scores, values.Current(),
-        keys.Current());
-    if (const char* error = launch_error()) return error;
-    size_t bytes = layout.sort_bytes;
-    const cudaError_t error = cub::DeviceRadixSort::SortPairs(
-        workspace + layout.sort, bytes, keys, values, count, 0, by_image ? image_bits : 32, stream);
-    if (error != cudaSuccess) return cudaGetErrorString(error);
-  }
-  *order = values.Current();
-  return nullptr;
+  return make_rank_layout(p.batch * p.num_boxes, take, &layout->rank);
 }
 
 }  // namespace
@@ -336,6 +245,7 @@ const char* nms(const NmsParams& params, const T* boxes, const T* scores, const 
   Layout layout;
   if (const char* error = make_layout(p, &layout)) return error;
   char* bytes = static_cast<char*>(workspace);
+  const acc_t<T> score_threshold = rounded_to<T>(p.score_threshold);
   Tiles tiles{layout.tile,
               0,
               nullptr,
@@ -343,11 +253,13 @@ const char* nms(const NmsParams& params, const T* boxes, const T* scores, const 
               reinterpret_cast<uint32_t*>(bytes + layout.hidden),
               reinterpret_cast<uint64_t*>(bytes + layout.mask)};
   if (p.num_boxes > 0) {
-    if (const char* error = sort(p, layout, scores, bytes, &tiles.order, stream)) return error;
+    const char* error = rank_boxes(p.batch, p.num_boxes, p.filter_scores, score_threshold, scores,
+                                   layout.rank, bytes, &tiles.order, stream);
+    if (error != nullptr) return error;
   }
   const int64_t outputs = max_of(p.batch * p.max_output, p.batch * (tiles.size / kWarp));
-  nms_start_kernel<<<grid_size(outputs, kThreads), kThreads, 0, stream>>>(
-      p, rounded_to<T>(p.score_threshold), tiles, scores, keep, counts);
+  launch(nms_start_kernel<T>, grid_size(outputs, kThreads), kThreads, 0, stream, p, score_threshold,
+         tiles, scores, keep, counts);
   if (const char* error = launch_error()) return error;
   const acc_t<T> threshold = threshold_below<acc_t<T>>(p.iou_threshold);
   const int64_t images = min_of<int64_t>(p.batch, kMaxImages);
@@ -360,10 +272,11 @@ const char* nms(const NmsParams& params, const T* boxes, const T* scores, const 
     const int64_t enough = max_of<int64_t>(1, kMaxBlocks / images);
     const dim3 grid(static_cast<unsigned int>(min_of(pieces, enough)),
                     static_cast<unsigned int>(images));
-    nms_mask_kernel<<<grid, kThreads, 0, stream>>>(p, threshold, tiles, boxes, idxs, keep, counts);
+    launch(nms_mask_kernel<T>, grid, kThreads, 0, stream, p, threshold, tiles, boxes, idxs, keep,
+           counts);
     if (const char* error = launch_error()) return error;
-    nms_resolve_kernel<<<static_cast<unsigned int>(images), kResolveThreads, 0, stream>>>(
-        p, tiles, keep, counts);
+    launch(nms_resolve_kernel, static_cast<unsigned int>(images), kResolveThreads, 0, stream, p,
+           tiles, keep, counts);
     if (const char* error = launch_error()) return error;
   }
   return nullptr;

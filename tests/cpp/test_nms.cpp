@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The CPU kernel against the definition in two loops, at the edges of its blocks, sorts and tries,
-// for the sanitizers.
+// and the emulated CUDA kernel against the CPU kernel, for the sanitizers.
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -93,6 +93,34 @@ void test_sizes(int64_t n, int64_t max_output, uint32_t size, double threshold, 
   }
 }
 
+template <class T>
+std::vector<T> converted(const std::vector<float>& values) {
+  std::vector<T> result(values.size());
+  for (size_t i = 0; i < values.size(); ++i) pydet::store(&result[i], values[i]);
+  return result;
+}
+
+// The same rows and counts from both, for any element type.
+template <class T>
+void test_cuda(int64_t batch, int64_t n, int64_t max_output, uint32_t size, bool by_class,
+               bool filter) {
+  const pydet::NmsParams params{batch, n, max_output, 0.375, -0.125, filter};
+  const Case c = random_case(batch * n, 3, size, static_cast<uint32_t>(n));
+  const std::vector<T> boxes = converted<T>(c.boxes), scores = converted<T>(c.scores);
+  const int64_t* idxs = by_class ? c.idxs.data() : nullptr;
+  std::vector<int64_t> keep(batch * max_output, -2), counts(batch, -2);
+  pydet::cpu::nms(params, boxes.data(), scores.data(), idxs, keep.data(), counts.data());
+  std::vector<int64_t> cuda_keep(keep.size(), -3), cuda_counts(batch, -3);
+  size_t bytes = 0;
+  CHECK(pydet::cuda::nms_workspace_bytes(params, &bytes) == nullptr);
+  // Nothing may depend on what the workspace holds before.
+  std::vector<uint64_t> workspace((bytes + 7) / 8, 0xa5a5a5a5a5a5a5a5u);
+  CHECK(pydet::cuda::nms(params, boxes.data(), scores.data(), idxs, cuda_keep.data(),
+                         cuda_counts.data(), workspace.data(), nullptr) == nullptr);
+  CHECK(cuda_keep == keep);
+  CHECK(cuda_counts == counts);
+}
+
 // Copies of one box fill the first tries; what the output needs stands behind them.
 void test_late_output() {
   constexpr int64_t kCopies = 40000, kOthers = 5;
@@ -167,6 +195,23 @@ int main() {
     }
   }
   test_sizes(600, 0, 8, 1.0, true, true);
+  for (int64_t n : {0, 1, 63, 64, 65, 300}) {
+    for (bool flag : {false, true}) {
+      test_cuda<float>(3, n, n, 60, flag, false);
+      test_cuda<double>(2, n, 9, 200, true, flag);
+      test_cuda<pydet::Half>(1, n, n / 2, 200, flag, true);
+      test_cuda<pydet::BFloat16>(5, n, n + 3, 30, flag, flag);
+    }
+  }
+  test_cuda<float>(0, 5, 5, 60, true, true);
+  test_cuda<float>(2, 40, 0, 60, true, true);
+  // More images than a launch has blocks for.
+  test_cuda<float>(1030, 70, 40, 60, true, true);
+  // More than one tile, with an output that is never full, one that fills in the second, and one
+  // that the first tile fills.
+  test_cuda<float>(1, 2100, 2100, 400, false, false);
+  test_cuda<float>(2, 2100, 1000, 1000, true, true);
+  test_cuda<float>(1, 2100, 50, 400, false, false);
   test_late_output();
   test_filter();
   test_keys();
