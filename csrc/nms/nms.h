@@ -34,4 +34,16 @@ void nms(const NmsParams& params, const T* boxes, const T* scores, const int64_t
          int64_t* keep, int64_t* counts);
 
 }  // namespace cpu
+
+namespace cuda {
+
+// Bytes of device memory that a call needs as its workspace, aligned to 256 bytes.
+const char* nms_workspace_bytes(const NmsParams& params, size_t* bytes);
+
+// Waits for nothing: keep and counts are filled when the stream gets there.
+template <class T>
+const char* nms(const NmsParams& params, const T* boxes, const T* scores, const int64_t* idxs,
+                int64_t* keep, int64_t* counts, void* workspace, CUstream_st* stream);
+
+}  // namespace cuda
 }  // namespace pydet

@@ -32,12 +32,22 @@ void run(const char* op, const NmsParams& params, const at::Tensor& boxes, const
   const at::Tensor b = boxes.contiguous(), s = scores.contiguous();
   const at::Tensor i = idxs.has_value() ? idxs->contiguous() : at::Tensor();
   const int64_t* classes = i.defined() ? input<int64_t>(i) : nullptr;
-  TORCH_CHECK_NOT_IMPLEMENTED(boxes.is_cpu(), op,
-                              ": pydet was built without kernels for the device ", boxes.device());
   dispatch_floating(boxes.scalar_type(), op, [&](auto element) {
     using T = decltype(element);
-    cpu::nms<T>(params, input<T>(b), input<T>(s), classes, output<int64_t>(keep),
-                output<int64_t>(counts));
+    dispatch_device(
+        op, boxes,
+        [&] {
+          cpu::nms<T>(params, input<T>(b), input<T>(s), classes, output<int64_t>(keep),
+                      output<int64_t>(counts));
+        },
+        [&](CUstream_st* stream) -> const char* {
+          size_t bytes = 0;
+          if (const char* error = cuda::nms_workspace_bytes(params, &bytes)) return error;
+          at::Tensor workspace =
+              at::empty({static_cast<int64_t>(bytes)}, boxes.options().dtype(at::kByte));
+          return cuda::nms<T>(params, input<T>(b), input<T>(s), classes, output<int64_t>(keep),
+                              output<int64_t>(counts), output<uint8_t>(workspace), stream);
+        });
   });
 }
 

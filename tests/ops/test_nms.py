@@ -175,9 +175,16 @@ def test_large_equals_one_by_one(device):
             assert count == len(wanted)
             assert torch.equal(result.keep[b, :count], wanted)
             assert result.keep[b, count:].eq(-1).all()
-    single = torch.cat([ops.nms(*(t[0][idxs[0] == c] for t in (boxes, scores)), 0.5)
-                        for c in range(-3, 4)])  # fmt: skip
-    assert len(single) == len(ops.batched_nms(boxes[0], scores[0], idxs[0], 0.5))
+
+
+def test_classes_one_by_one(device):
+    boxes, scores, idxs = random_boxes(6000, size=900, device=device)
+    keep = ops.batched_nms(boxes, scores, idxs, 0.5)
+    for label in range(-3, 4):
+        (members,) = torch.where(idxs == label)
+        wanted = members[ops.nms(boxes[members], scores[members], 0.5)]
+        assert torch.equal(keep[idxs[keep] == label], wanted)
+    assert scores[keep].diff().le(0).all()
 
 
 def test_early_exit_that_comes_late(device):
@@ -296,6 +303,34 @@ def test_threads_give_the_same_result():
     torch.set_num_threads(threads)
     for result in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], result, strict=True))
+
+
+@given(with_scores(lattice_boxes(1)), lattice_threshold())
+def test_equals_torchvision(case, threshold):
+    """Everything but NaN scores, which torchvision ranks first."""
+    torchvision_ops = pytest.importorskip(
+        "torchvision.ops", reason="torchvision cannot be imported", exc_type=ImportError
+    )
+    boxes, scores, idxs = tensors(case)
+    scores, idxs = scores.nan_to_num(0.5, math.inf, -math.inf), idxs % 3
+    wanted = torchvision_ops.nms(boxes, scores, threshold)
+    assert torch.equal(ops.nms(boxes, scores, threshold), wanted)
+    wanted = torchvision_ops.batched_nms(boxes, scores, idxs, threshold)
+    assert torch.equal(ops.batched_nms(boxes, scores, idxs, threshold), wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 1 / 3, 0.5, 0.7, 1.0])
+def test_large_equals_torchvision(dtype, threshold):
+    torchvision_ops = pytest.importorskip(
+        "torchvision.ops", reason="torchvision cannot be imported", exc_type=ImportError
+    )
+    boxes, scores, idxs = random_boxes(3000, size=600, dtype=dtype)
+    boxes += torch.rand(3000, 4, dtype=dtype) * torch.tensor([-1, -1, 1, 1], dtype=dtype)
+    wanted = torchvision_ops.nms(boxes, scores, threshold)
+    assert torch.equal(ops.nms(boxes, scores, threshold), wanted)
+    wanted = torchvision_ops.batched_nms(boxes, scores, idxs, threshold)
+    assert torch.equal(ops.batched_nms(boxes, scores, idxs, threshold), wanted)
 
 
 RUN_ISA = """
