@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pydet.data.transforms import SeededView
+from pydet.data import SeededView
+from pydet.inference import start_worker
 from pydet.preprocessing import Preprocessing
 from pydet.structures import ImageBatch, PackedTargets, Target
-from pydet.training.devices import start_worker
 from pydet.training.sampler import StreamBatchSampler
 
 Sample = tuple[Tensor, Target]

@@ -77,7 +77,7 @@ class AugmentConfig:
     """Table ``[augment]``: random changes of the training images, in their order."""
 
     transforms: tuple[Mapping[str, Any], ...] = field(
-        default=(MappingProxyType({"name": "RandomHorizontalFlip"}),),
+        default=(MappingProxyType({"name": "random_horizontal_flip"}),),
         metadata={
             "help": "list of { name = ..., arguments }, the transforms of pydet.data.transforms"
         },
@@ -171,7 +171,8 @@ class TrainConfig:
         0, "images a batch of the evaluation, a device; 0: batch_size", minimum=0
     )
     best_metric: str = _option(
-        "AP", "metric whose best weights are kept: AP, AP50 or AP75", choices=("AP", "AP50", "AP75")
+        "ap", "metric whose best weights are kept: ap, ap50 or ap75",
+        choices=("ap", "ap50", "ap75")
     )
     checkpoint_every: int = _option(
         500, "steps between two checkpoints; one is written after each epoch, too", minimum=1

@@ -64,13 +64,6 @@ def default_workers(config: TrainConfig, device: torch.device) -> int:
     return max(1, min(8, cores - 1)) if device.type == "cuda" else int(cores > 2)
 
 
-def start_worker(_: int) -> None:
-    """First act of a process that reads images: Ctrl-C is its parent's to answer; one thread."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    torch.set_num_threads(1)
-
-
 def gather(fabric: Fabric, value: _T) -> list[_T]:
     """The values of all processes, by rank; any that can be pickled."""
     if fabric.world_size == 1:

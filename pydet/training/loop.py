@@ -392,7 +392,7 @@ class _Trainer:
         self.log.write("eval", self.state.metrics)
         self.log.say(
             f"epoch {self.state.epochs_done}: "
-            + ", ".join(f"{name} {self.state.metrics[name]:.3f}" for name in ("AP", "AP50", "AP75"))
+            + ", ".join(f"{name} {self.state.metrics[name]:.3f}" for name in ("ap", "ap50", "ap75"))
             + (f" (best {metric} so far)" if best else "")
         )
         if best:

@@ -17,8 +17,8 @@ def learning_rate(epochs_done: float, config: TrainConfig) -> float:
     """Learning rate of the step that begins after `epochs_done` epochs.
 
     Linear warm-up over ``warmup_epochs`` from ``warmup_factor`` (Goyal et al. 2017, Accurate, Large
-    Minibatch SGD, section 2.2), multiplied with one of: a half cosine from the end of the warm-up to
-    the last epoch (Loshchilov and Hutter 2017, SGDR, eq. 5, one period), steps, or nothing.
+    Minibatch SGD, section 2.2), multiplied with one of: a half cosine from the end of the warm-up
+    to the last epoch (Loshchilov and Hutter 2017, SGDR, eq. 5, one period), steps, or nothing.
 
     Args:
         epochs_done: epochs done before the step, a fraction counted: images seen / images.

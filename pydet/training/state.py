@@ -70,6 +70,11 @@ class TrainState:
         return self.average.model if self.average else self.detector
 
     def load(self, path: Path) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            CheckpointError: it is damaged, or of another training.
+        """
         state = load_checkpoint(path)
         check_same_training(path, state, self.identity())
         try:
