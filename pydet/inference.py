@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Detect in images and evaluate on data sets: what a trained detector is for."""
 
+import math
 import os
 import signal
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pydet.data import DatasetError, DetectionDataset, read_image
-from pydet.metrics import CocoMetrics, coco_metrics, to_coco_results
+from pydet.data._paths import IMAGE_SUFFIXES
+from pydet.metrics import (
+    CocoMetrics,
+    VocMetrics,
+    coco_metrics,
+    to_coco_results,
+    voc_metrics,
+)
 from pydet.models import Detector
 from pydet.structures import Detection, ImageBatch, Target
 
@@ -117,11 +125,6 @@ def find_images(path: str | os.PathLike[str]) -> list[Path]:
         what = "holds no image file" if root.is_dir() else "is neither a file nor a folder"
         raise FileNotFoundError(f"detect: {root} {what}")
     return found
-
-
-IMAGE_SUFFIXES = frozenset(
-    (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-)
 
 
 def _prepare(model: Detector, device: torch.device | str | None) -> torch.device:
@@ -228,18 +231,86 @@ def start_worker(_: int) -> None:
     torch.set_num_threads(1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Evaluation:
-    """How good detections are, by three measures.
+    """How good detections are, by the measures of COCO and of Pascal VOC.
 
     Attributes:
-        coco: the measures of MS COCO.
-        voc2007: average precision at IoU 0.5 by 11 points, as in Pascal VOC 2007.
-        voc_area: the same by the area under the curve, as in VOC 2010 and after.
+        coco: the measures of MS COCO, by pycocotools.
+        voc: average precision at IoU 0.5, by 11 points (VOC 2007) and by area (VOC 2010 and later).
         results: the detections, in COCO format.
     """
 
     coco: CocoMetrics
-    voc2007: VocMetrics
-    voc_area: VocMetrics
+    voc: VocMetrics
     results: list[dict[str, Any]]
+
+    def numbers(self) -> dict[str, float]:
+        """The figures over all classes, flat; NaN where there is no ground truth to measure."""
+        figures = {
+            name: value
+            for name, value in self.coco.as_dict().items()
+            if name not in ("per_class", "max_detections")
+        }
+        figures |= {"voc_ap_11": self.voc.as_dict()["ap_11"]}
+        figures |= {"voc_ap_area": self.voc.as_dict()["ap_area"]}
+        return {name: math.nan if value is None else value for name, value in figures.items()}
+
+    def as_dict(self) -> dict[str, Any]:
+        """All figures, those of each class too, as JSON takes them."""
+        return {"coco": self.coco.as_dict(), "voc": self.voc.as_dict()}
+
+    def table(self) -> str:
+        """The figures of each class and of all as text."""
+        return f"COCO\n{self.coco.table()}\n\nPascal VOC, IoU 0.5\n{self.voc.table()}"
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Draw precision over recall at IoU 0.5, each class a curve."""
+        from pydet.visualization import precision_recall_plot  # noqa: PLC0415
+
+        curves = {c.name: self.coco.precision[0, :, k] for k, c in enumerate(self.coco.per_class)}
+        precision_recall_plot(path, self.coco.recall, curves, title="IoU 0.5")
+
+
+def evaluate_results(dataset: DetectionDataset, results: list[dict[str, Any]]) -> Evaluation:
+    """Measure detections of a data set.
+
+    Args:
+        dataset: the ground truth.
+        results: detections in COCO format, as `collect_results` gives them.
+    """
+    truth = dataset.to_coco()
+    return Evaluation(coco_metrics(truth, results), voc_metrics(truth, results), results)
+
+
+def evaluate(
+    model: Detector,
+    dataset: DetectionDataset,
+    *,
+    batch_size: int = 8,
+    device: torch.device | str | None = None,
+    workers: int = 0,
+    progress: bool = False,
+) -> Evaluation:
+    """Detect in every image of a data set and measure the detections.
+
+    Args:
+        model: the detector; moved to `device` and put into evaluation mode.
+        dataset: images and ground truth; its labels must be the model's.
+        batch_size: images computed together.
+        device: where; None: where the model is.
+        workers: processes that read images; 0: this one.
+        progress: show a bar.
+
+    Raises:
+        ValueError: the class names of model and data set differ.
+    """
+    if model.class_names and tuple(model.class_names) != tuple(dataset.class_names):
+        raise ValueError(
+            f"evaluate: dataset must have the model's classes {list(model.class_names)}, "
+            f"got {list(dataset.class_names)}"
+        )
+    results = collect_results(
+        model, dataset, batch_size=batch_size, device=device, workers=workers, progress=progress
+    )
+    return evaluate_results(dataset, results)

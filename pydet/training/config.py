@@ -171,8 +171,7 @@ class TrainConfig:
         0, "images a batch of the evaluation, a device; 0: batch_size", minimum=0
     )
     best_metric: str = _option(
-        "ap", "metric whose best weights are kept: ap, ap50 or ap75",
-        choices=("ap", "ap50", "ap75")
+        "ap", "metric whose best weights are kept: ap, ap50 or ap75", choices=("ap", "ap50", "ap75")
     )
     checkpoint_every: int = _option(
         500, "steps between two checkpoints; one is written after each epoch, too", minimum=1

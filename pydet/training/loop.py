@@ -60,7 +60,7 @@ class TrainResult:
         metrics: metrics of the last evaluation; empty without one.
         best: metrics of the best one, with its ``epoch`` and ``step``.
         invalid_boxes: boxes left out because they are no boxes (see `pydet.structures`).
-        stopped: a signal ended the run before its last epoch; it can be resumed.
+        signal: number of the signal that ended the run early, to be resumed; 0: it is complete.
     """
 
     folder: Path
@@ -69,7 +69,7 @@ class TrainResult:
     metrics: Mapping[str, float]
     best: Mapping[str, float]
     invalid_boxes: int
-    stopped: bool
+    signal: int
 
 
 def train(
@@ -255,7 +255,7 @@ class _Trainer:
             metrics=state.metrics,
             best=state.best,
             invalid_boxes=sum(gather(self.fabric, self.watch.invalid_boxes)),
-            stopped=state.position < state.total,
+            signal=max(gather(self.fabric, self.stop.received)) if self.stopping else 0,
         )
 
     def _loop(self) -> None:
@@ -387,7 +387,8 @@ class _Trainer:
         metric = self.config.best_metric
         place = {"epoch": self.state.epochs_done, "step": self.state.step}
         self.state.metrics = {**place, **evaluation.numbers()}
-        best = not self.state.best or self.state.metrics[metric] > self.state.best[metric]
+        value = self.state.metrics[metric]  # NaN, without an object to find, is never better
+        best = not self.state.best or value > self.state.best[metric]
         assert self.log is not None
         self.log.write("eval", self.state.metrics)
         self.log.say(
@@ -398,7 +399,8 @@ class _Trainer:
         if best:
             self.state.best = self.state.metrics
             self._save_weights("best")
-            evaluation.plot(self.folder / "precision_recall.png")
+            with atomic_path(self.folder / "precision_recall.png") as temporary:
+                evaluation.plot(temporary)
 
     def _save_weights(self, name: str) -> None:
         with atomic_path(self.folder / f"{name}.safetensors") as temporary:

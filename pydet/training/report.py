@@ -2,6 +2,7 @@
 """Words and files about a training: checks before it, names of images, metrics and plots."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def describe_image(dataset: Any, key: Key) -> str:
 
 def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:
     """Write ``metrics.json``."""
-    write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    write_text(folder / "metrics.json", json.dumps(_json(metrics), indent=2) + "\n")
 
 
 def plot_losses(folder: Path) -> None:
@@ -72,8 +73,21 @@ def plot_losses(folder: Path) -> None:
 
     records = [record for record in read_log(folder) if record["kind"] == "train"]
     if records:
+        names = [key for key in records[-1] if key.startswith("loss")]
+        losses = {name: [_number(record.get(name)) for record in records] for name in names}
         with atomic_path(folder / "loss.png") as temporary:
-            loss_plot(records, temporary)
+            loss_plot(temporary, [record["step"] for record in records], losses)
+
+
+def _json(value: Any) -> Any:
+    """NaN as null: JSON has no word for it."""
+    if isinstance(value, Mapping):
+        return {key: _json(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)
 
 
 def _list(names: Any) -> str:

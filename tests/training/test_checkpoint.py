@@ -61,7 +61,10 @@ def test_every_damaged_byte_of_a_tensor_and_every_cut_is_noticed(tmp_path: Path)
         damaged = bytearray(whole)
         damaged[index] ^= 1
         path.write_bytes(damaged)
-        with pytest.raises(CheckpointError, match=r"last.ckpt: the checkpoint is damaged.*--resume-from .*previous.ckpt"):  # noqa: E501
+        with pytest.raises(
+            CheckpointError,
+            match=r"last.ckpt: the checkpoint is damaged.*--resume-from .*previous.ckpt",
+        ):  # noqa: E501
             load_checkpoint(path)
     for length in (0, 1, 1000, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
