@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line: ``python -m pydet COMMAND ...`` or ``pydet COMMAND ...``.
 
-Each command is a module of `pydet.commands` with ``add_arguments(parser)`` and ``run(args) -> int``;
-only that of the command at hand is imported.
+Each command is a module of `pydet.commands` with ``add_arguments(parser)`` and ``run(args)``, which
+returns the exit code; only that of the command at hand is imported.
 
 What a user can mend (a wrong path, value, file, setting) ends in one sentence and exit code 2;
 ``--debug`` shows where it came from. A loss that is not finite ends in one sentence, too, with exit

@@ -23,7 +23,7 @@ from pydet.metrics import (
     voc_metrics,
 )
 from pydet.models import Detector
-from pydet.structures import Detection, ImageBatch, Target
+from pydet.structures import Detection, Target
 
 ImageSource = Tensor | str | os.PathLike[str]
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What several commands share."""
 
+import argparse
 import importlib
 import os
 import sys
@@ -9,6 +10,21 @@ from typing import cast
 
 from pydet.data import DatasetError, DetectionDataset, open_dataset
 from pydet.data._problems import OnError
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare which trained detector is used, and how."""
+    parser.add_argument("--weights", metavar="FILE", required=True, help="the trained detector")
+    parser.add_argument("--batch-size", type=int, default=8, help="images a batch (default: 8)")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N; default: CUDA if there is one")
+    parser.add_argument(
+        "--import",
+        dest="modules",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="Python module to import first, which registers a detector of your own",
+    )
 
 
 def import_modules(names: Sequence[str]) -> None:

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pydet.models import Detector, register_model
+from pydet.models._registry import override
+from pydet.postprocess import PaddedDetections
 from pydet.preprocessing import Preprocessing
-from pydet.structures import Detection, ImageBatch, PackedTargets
+from pydet.structures import PackedTargets
 
 STRIDE = 8
 
@@ -32,7 +34,7 @@ class TinyConfig:
 
 class TinyDetector(Detector):
     def __init__(self, config: TinyConfig) -> None:
-        super().__init__(config)
+        super().__init__(config, config.num_classes)
         norm = nn.BatchNorm2d if config.batch_norm else lambda c: nn.GroupNorm(2, c)
         self.trunk = nn.Sequential(
             nn.Conv2d(3, config.channels, STRIDE, STRIDE),
@@ -67,20 +69,19 @@ class TinyDetector(Detector):
             loss_box = loss_box * float("nan")
         return {"loss_cls": per_image.mean(), "loss_box": loss_box}
 
-    def decode(self, output: Tensor, batch: ImageBatch) -> list[Detection]:
+    def decode(self, output: Tensor, image_sizes: Tensor) -> PaddedDetections:
         logits, codes = output.split([self.config.num_classes, 4], dim=1)
         scores, labels = logits.sigmoid().flatten(2).max(1)  # [B, H W]
         height, width = output.shape[2:]
         y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
         centers = (torch.stack([x, y, x, y]) + 0.5) * STRIDE  # [4, H, W]
         boxes = (centers + codes * STRIDE).flatten(2).transpose(1, 2)  # [B, H W, 4]
-        boxes = boxes * batch.original_scale()[:, None]
-        return [
-            {"boxes": b, "scores": s, "labels": c}
-            for b, s, c in zip(boxes, scores, labels, strict=True)
-        ]
+        scores, order = scores.sort(dim=1, descending=True)
+        boxes = boxes.gather(1, order[..., None].expand(-1, -1, 4))
+        counts = torch.full((len(output),), height * width)
+        return PaddedDetections(boxes.float(), scores.float(), labels.gather(1, order), counts)
 
 
 @register_model
 def tiny(num_classes: int, **overrides: object) -> TinyDetector:
-    return TinyDetector(TinyConfig(num_classes, **overrides))
+    return TinyDetector(override(TinyConfig(num_classes), overrides))
