@@ -9,6 +9,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
+import pydet
 from pydet.commands._common import import_modules, open_part
 from pydet.data import DetectionDataset, build_transform, summarize_problems
 from pydet.models import Detector, create_model
@@ -185,8 +186,16 @@ def _train(args: argparse.Namespace, config: RunConfig) -> int:
 
 
 def _model(config: RunConfig, dataset: DetectionDataset) -> Detector:
-    names, options = dataset.class_names, dict(config.model.options)
-    return create_model(config.model.name, len(names), class_names=names, **options)
+    """The detector to train: new, or with the weights of a file, as far as they fit."""
+    name, names, options = config.model.name, dataset.class_names, dict(config.model.options)
+    if not config.model.weights:
+        return create_model(name, len(names), class_names=names, **options)
+    model = pydet.load(
+        config.model.weights, num_classes=len(names), class_names=names, name=name, **options
+    )
+    if model.name != name:
+        raise ValueError(f"--weights must be of a {name}, got those of a {model.name}")
+    return model
 
 
 def _text(section: type[Any], name: str) -> str:

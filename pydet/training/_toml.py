@@ -3,14 +3,15 @@
 
 import math
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-try:
-    import tomllib as _reader  # Python 3.11 and newer
-except ModuleNotFoundError:  # pragma: no cover - depends on the Python version
-    import tomli as _reader  # type: ignore[no-redef,unused-ignore]
+if sys.version_info >= (3, 11):
+    import tomllib as _reader
+else:
+    import tomli as _reader
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _ESCAPES = {

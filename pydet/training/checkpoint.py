@@ -56,8 +56,9 @@ def write_text(path: Path, text: str) -> None:
 
 def remove_leftovers(folder: Path) -> None:
     """Delete temporary files that a killed process left behind."""
-    for leftover in folder.glob(".*.tmp-*"):
-        leftover.unlink(missing_ok=True)
+    for pattern in (".*.tmp-*", ".*.tmp"):  # of `atomic_path` and of `pydet.save`
+        for leftover in folder.glob(pattern):
+            leftover.unlink(missing_ok=True)
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:

@@ -31,7 +31,7 @@ def _option(
 ) -> _T:
     """A documented field: its text serves ``--help``, printed configurations and the checks."""
     metadata = {"help": help, "choices": choices, "minimum": minimum, "maximum": maximum}
-    return typing.cast(_T, field(default=default, metadata=metadata))
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.strategies import DDPStrategy
+from lightning_fabric.strategies.ddp import DDPStrategy
 
 from pydet.training.config import TrainConfig
 

@@ -334,8 +334,8 @@ class _Trainer:
             both = torch.tensor(row, dtype=torch.float64, device=self.device)
             row = torch.as_tensor(self.fabric.all_reduce(both, reduce_op="sum")).tolist()
             self.stopping |= row[-1] > 0
-        *sums, count, invalid, _ = row
-        means = {name: total / count for name, total in zip(self.watch.names, sums, strict=True)}
+        *sums, pieces, invalid, _ = row
+        means = {name: total / pieces for name, total in zip(self.watch.names, sums, strict=True)}
         steps, seconds = self.clock.take()
         if self.log is None:
             return
@@ -403,9 +403,14 @@ class _Trainer:
                 evaluation.plot(temporary)
 
     def _save_weights(self, name: str) -> None:
-        with atomic_path(self.folder / f"{name}.safetensors") as temporary:
-            metrics = self.state.best if name == "best" else self.state.metrics
-            pydet.save(self.state.weights, temporary, metrics=metrics, step=self.state.step)
+        metrics = self.state.best if name == "best" else self.state.metrics
+        pydet.save(
+            self.state.weights,
+            self.folder / f"{name}.safetensors",
+            metrics=report.to_json(metrics),
+            training=self.run_config.to_dict(),
+            step=self.state.step,
+        )
 
     def _finish(self) -> None:
         """Write the weights, the metrics and the plot of the losses."""

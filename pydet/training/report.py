@@ -64,7 +64,7 @@ def describe_image(dataset: Any, key: Key) -> str:
 
 def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:
     """Write ``metrics.json``."""
-    write_text(folder / "metrics.json", json.dumps(_json(metrics), indent=2) + "\n")
+    write_text(folder / "metrics.json", json.dumps(to_json(metrics), indent=2) + "\n")
 
 
 def plot_losses(folder: Path) -> None:
@@ -79,10 +79,10 @@ def plot_losses(folder: Path) -> None:
             loss_plot(temporary, [record["step"] for record in records], losses)
 
 
-def _json(value: Any) -> Any:
+def to_json(value: Any) -> Any:
     """NaN as null: JSON has no word for it."""
     if isinstance(value, Mapping):
-        return {key: _json(item) for key, item in value.items()}
+        return {key: to_json(item) for key, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
