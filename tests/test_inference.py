@@ -134,9 +134,8 @@ def test_unreadable_files_are_named_and_left_out(drawn, tmp_path):
     assert [file.path for file in found] == order
     assert [bool(file.problem) for file in found] == [False, True, False, True, False, False]
     assert "broken.jpg" in found[1].problem
-    assert found[0].detection["boxes"].equal(found[4].detection["boxes"])
-    alone = detect(create_model("tiny", 6), [])
-    assert alone == []
+    for key, value in found[0].detection.items():  # the same file, in another batch
+        torch.testing.assert_close(value, found[4].detection[key])
 
 
 def test_find_images(tmp_path):

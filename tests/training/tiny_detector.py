@@ -22,7 +22,6 @@ STRIDE = 8
 
 @dataclass(frozen=True)
 class TinyConfig:
-    num_classes: int
     channels: int = 8
     dropout: float = 0.1
     batch_norm: bool = False
@@ -33,8 +32,8 @@ class TinyConfig:
 
 
 class TinyDetector(Detector):
-    def __init__(self, config: TinyConfig) -> None:
-        super().__init__(config, config.num_classes)
+    def __init__(self, config: TinyConfig, num_classes: int) -> None:
+        super().__init__(config, num_classes)
         norm = nn.BatchNorm2d if config.batch_norm else lambda c: nn.GroupNorm(2, c)
         self.trunk = nn.Sequential(
             nn.Conv2d(3, config.channels, STRIDE, STRIDE),
@@ -44,7 +43,7 @@ class TinyDetector(Detector):
             nn.Conv2d(config.channels, config.channels, 3, padding=1),
             nn.ReLU(),
         )
-        self.head = nn.Conv2d(config.channels, config.num_classes + 4, 1)
+        self.head = nn.Conv2d(config.channels, num_classes + 4, 1)
 
     def predict(self, images: Tensor) -> Tensor:
         return self.head(self.trunk(images))  # [B, K + 4, H / 8, W / 8]
@@ -56,7 +55,7 @@ class TinyDetector(Detector):
         boxes, labels, image = targets.boxes[valid], targets.labels[valid], image[valid]
         centers = (boxes[:, :2] + boxes[:, 2:]) / 2
         x, y = (centers / STRIDE).long().unbind(1)
-        logits, codes = output.split([self.config.num_classes, 4], dim=1)
+        logits, codes = output.split([self.num_classes, 4], dim=1)
         truth = torch.zeros_like(logits)
         truth[image, labels, y, x] = 1
         per_image = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").sum(
@@ -70,7 +69,7 @@ class TinyDetector(Detector):
         return {"loss_cls": per_image.mean(), "loss_box": loss_box}
 
     def decode(self, output: Tensor, image_sizes: Tensor) -> PaddedDetections:
-        logits, codes = output.split([self.config.num_classes, 4], dim=1)
+        logits, codes = output.split([self.num_classes, 4], dim=1)
         scores, labels = logits.sigmoid().flatten(2).max(1)  # [B, H W]
         height, width = output.shape[2:]
         y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
@@ -84,4 +83,4 @@ class TinyDetector(Detector):
 
 @register_model
 def tiny(num_classes: int, **overrides: object) -> TinyDetector:
-    return TinyDetector(override(TinyConfig(num_classes), overrides))
+    return TinyDetector(override(TinyConfig(), overrides), num_classes)
