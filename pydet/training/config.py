@@ -147,8 +147,9 @@ class TrainConfig:
     )
     precision: str = _option(
         "32",
-        "of the forward pass: 32, bf16 or fp16 (CUDA only) autocast",
-        choices=("32", "bf16", "fp16"),
+        "of the forward pass: 32, or autocast to bf16 or fp16 (CUDA only); auto: bf16 where the "
+        "device computes it natively, half the time of 32, else 32",
+        choices=("auto", "32", "bf16", "fp16"),
     )
     channels_last: bool = _option(True, "keep images and weights in channels_last memory format")
     compile: bool = _option(False, "torch.compile the detector's losses")

@@ -38,13 +38,22 @@ def make_fabric(config: TrainConfig) -> Fabric:
         accelerator="cuda" if cuda else "cpu",
         devices=local_size,
         num_nodes=world_size // local_size,
-        precision=_PRECISIONS[config.precision],
+        precision=_PRECISIONS[
+            _native_bf16(cuda) if config.precision == "auto" else config.precision
+        ],
         strategy=DDPStrategy(gradient_as_bucket_view=True) if world_size > 1 else "auto",
     )
     fabric.launch()
     if config.threads:
         torch.set_num_threads(config.threads)
     return fabric
+
+
+def _native_bf16(cuda: bool) -> str:
+    """The precision that "auto" means: without instructions for it, bfloat16 is slower."""
+    if cuda:
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "32"
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "32"
 
 
 def _torchrun_sizes() -> tuple[int, int]:

@@ -14,7 +14,7 @@ Lightning Fabric places the model, casts and synchronises. The loop's own promis
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -22,9 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-import pydet
 from pydet.data import DetectionDataset
-from pydet.inference import Evaluation, collect_results, evaluate_results
 from pydet.models import Detector
 from pydet.structures import ImageBatch, PackedTargets
 from pydet.training import report
@@ -32,17 +30,15 @@ from pydet.training.batches import Sample, Transform, load_batches
 from pydet.training.checkpoint import (
     LAST,
     PREVIOUS,
-    atomic_path,
     remove_leftovers,
-    rng_state,
     seed_everything,
-    set_rng_state,
     write_text,
 )
 from pydet.training.config import RunConfig, TrainConfig
 from pydet.training.devices import StopRequest, default_workers, gather, make_fabric
 from pydet.training.ema import WeightAverage
 from pydet.training.logging import RunLog
+from pydet.training.results import Results
 from pydet.training.sampler import ImageStream, StreamBatchSampler, steps_left
 from pydet.training.schedule import build_optimizer, learning_rate
 from pydet.training.state import TrainState
@@ -241,10 +237,11 @@ class _Trainer:
                 tensorboard=tensorboard,
                 progress=progress,
             )
+        results = Results(state, self.folder, self.run_config, self.workers, self.log)
         try:
             with self.stop:
-                self._loop()
-            self._finish()
+                self._loop(results)
+            results.finish()
         finally:
             if self.log:
                 self.log.close()
@@ -258,7 +255,7 @@ class _Trainer:
             signal=max(gather(self.fabric, self.stop.received)) if self.stopping else 0,
         )
 
-    def _loop(self) -> None:
+    def _loop(self, results: Results) -> None:
         config, state = self.config, self.state
         self.sampler = self._sampler()
         batches = load_batches(
@@ -285,7 +282,7 @@ class _Trainer:
             self.stopping |= self.fabric.world_size == 1 and self.stop.received > 0
             due = state.epochs_done // config.eval_every > before // config.eval_every
             if self.val_dataset is not None and (due or finished):
-                self._evaluate(self.val_dataset)
+                results.evaluate(self.val_dataset)
             epoch_ended = state.epochs_done > before
             if (
                 epoch_ended
@@ -303,7 +300,7 @@ class _Trainer:
             group["lr"] = rate
         for piece in range(config.accumulate):
             images, targets = next(batches)
-            images = images.to(self.device, non_blocking=True)
+            images = self._to_device(images)
             targets = targets.to(self.device, non_blocking=True)
             more = piece + 1 < config.accumulate
             with self.fabric.no_backward_sync(self.module, enabled=more):
@@ -325,6 +322,13 @@ class _Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         if self.average:
             self.average.update(self.detector)
+
+    def _to_device(self, batch: ImageBatch) -> ImageBatch:
+        batch = batch.to(self.device, non_blocking=True)
+        if not self.config.channels_last:
+            return batch
+        images = batch.images.contiguous(memory_format=torch.channels_last)
+        return replace(batch, images=images)
 
     def _write_log(self) -> None:
         """Bring the losses of all processes together and write them."""
@@ -354,82 +358,6 @@ class _Trainer:
             },
         )
         self.log.show(losses)
-
-    def _evaluate(self, dataset: DetectionDataset) -> None:
-        """Evaluate the averaged weights, each process on its share of the images."""
-        states = rng_state()
-        if self.fabric.world_size > 1:  # each process has running statistics of its own
-            for buffer in self.state.weights.buffers():
-                torch.distributed.broadcast(buffer, src=0)
-        training = self.state.weights.training
-        self.state.weights.eval()
-        own = collect_results(
-            self.state.weights,
-            dataset,
-            batch_size=self.config.eval_batch_size or self.config.batch_size,
-            device=self.device,
-            workers=self.workers,
-            rank=self.fabric.global_rank,
-            world_size=self.fabric.world_size,
-            progress=self.log is not None and self.log.shows_progress,
-        )
-        self.state.weights.train(training)
-        results = [result for share in gather(self.fabric, own) for result in share]
-        if self.fabric.is_global_zero:
-            evaluation = evaluate_results(dataset, results)
-            self._keep(evaluation)
-        numbers = (self.state.metrics, self.state.best)
-        self.state.metrics, self.state.best = gather(self.fabric, numbers)[0]
-        set_rng_state(states)
-
-    def _keep(self, evaluation: Evaluation) -> None:
-        """Log an evaluation; save weights and curves if it is the best."""
-        metric = self.config.best_metric
-        place = {"epoch": self.state.epochs_done, "step": self.state.step}
-        self.state.metrics = {**place, **evaluation.numbers()}
-        value = self.state.metrics[metric]  # NaN, without an object to find, is never better
-        best = not self.state.best or value > self.state.best[metric]
-        assert self.log is not None
-        self.log.write("eval", self.state.metrics)
-        self.log.say(
-            f"epoch {self.state.epochs_done}: "
-            + ", ".join(f"{name} {self.state.metrics[name]:.3f}" for name in ("ap", "ap50", "ap75"))
-            + (f" (best {metric} so far)" if best else "")
-        )
-        if best:
-            self.state.best = self.state.metrics
-            self._save_weights("best")
-            with atomic_path(self.folder / "precision_recall.png") as temporary:
-                evaluation.plot(temporary)
-
-    def _save_weights(self, name: str) -> None:
-        metrics = self.state.best if name == "best" else self.state.metrics
-        pydet.save(
-            self.state.weights,
-            self.folder / f"{name}.safetensors",
-            metrics=report.to_json(metrics),
-            training=self.run_config.to_dict(),
-            step=self.state.step,
-        )
-
-    def _finish(self) -> None:
-        """Write the weights, the metrics and the plot of the losses."""
-        if self.log is None:
-            return
-        self._save_weights("last")
-        report.write_metrics(
-            self.folder,
-            {
-                "model": self.detector.name,
-                "epochs": self.state.position / self.stream.num_images,
-                "steps": self.state.step,
-                "images": self.state.position,
-                "stopped": self.state.position < self.state.total,
-                "last": self.state.metrics,
-                "best": self.state.best,
-            },
-        )
-        report.plot_losses(self.folder)
 
 
 class _Clock:

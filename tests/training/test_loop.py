@@ -279,6 +279,13 @@ def test_what_the_machine_cannot_do_is_refused(drawn, tmp_path, changes, words):
         run(drawn, tmp_path, **changes)
 
 
+def test_automatic_precision_is_one_of_its_two(drawn, tmp_path):
+    run(drawn, tmp_path / "auto", epochs=1, precision="auto", val=False)
+    native = "bf16" if torch.cpu._is_avx512_bf16_supported() else "32"
+    run(drawn, tmp_path / "named", epochs=1, precision=native, val=False)
+    assert_same_bits(weights(tmp_path / "auto"), weights(tmp_path / "named"))
+
+
 def test_other_settings_run(drawn, tmp_path):
     result = run(
         drawn, tmp_path, precision="bf16", ema_decay=0, channels_last=False, clip_norm=0,
