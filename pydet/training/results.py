@@ -111,7 +111,7 @@ class Results:
             self.folder,
             {
                 "model": self.state.detector.name,
-                "epochs": self.state.position / self.stream.num_images,
+                "epochs": self.state.position / self.state.num_images,
                 "steps": self.state.step,
                 "images": self.state.position,
                 "stopped": self.state.position < self.state.total,
