@@ -103,3 +103,20 @@ def test_one_process_goes_on_where_two_stopped(sparse, tmp_path):
 def test_a_batch_that_cannot_be_shared_is_refused(sparse, tmp_path):
     with pytest.raises(AssertionError, match=r"batch_size must be a multiple of devices"):
         launch(sparse, tmp_path, 2, "tiny", "--batch-size", "5")
+
+
+@pytest.mark.parametrize("norm", ["group", "frozen"])
+def test_two_processes_learn_as_one_with_retinanet(sparse, tmp_path, norm):
+    flags = [
+        "retinanet_resnet18_fpn", "--option", f"norm={norm}", "--option", "fpn_channels=16",
+        "--option", "head_convs=1", "--option", "levels=[3, 4]", "--option",
+        'preprocessing={resize="fixed", size=[64, 64]}', "--epochs", "1", "--warmup-epochs", "0",
+        "--learning-rate", "0.001", "--eval-every", "9", "--val-split", "train",
+    ]  # fmt: skip
+    launch(sparse, tmp_path / "one", 1, *flags)
+    launch(sparse, tmp_path / "two", 2, *flags)
+    names = ("loss", "loss_cls", "loss_box", "gradient_norm")
+    one, two = curve(tmp_path / "one", *names), curve(tmp_path / "two", *names)
+    first, second = boxes_of_ranks(sparse, len(one))
+    assert any((a > 0) != (b > 0) for a, b in zip(first, second, strict=True))
+    torch.testing.assert_close(one, two, rtol=2e-3, atol=1e-5)
