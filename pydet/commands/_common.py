@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What several commands share."""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import cast
+
+from pydet.data import DatasetError, DetectionDataset, open_dataset
+from pydet.data._problems import OnError
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare which trained detector is used, and how."""
+    parser.add_argument("--weights", metavar="FILE", required=True, help="the trained detector")
+    parser.add_argument("--batch-size", type=int, default=8, help="images a batch (default: 8)")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N; default: CUDA if there is one")
+    parser.add_argument(
+        "--import",
+        dest="modules",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="Python module to import first, which registers a detector of your own",
+    )
+
+
+def import_modules(names: Sequence[str]) -> None:
+    """Import a user's modules, which register detectors; from the current folder, too.
+
+    Raises:
+        ImportError: there is no such module.
+    """
+    if names and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    for name in names:
+        importlib.import_module(name)
+
+
+def open_part(
+    path: str,
+    split: str,
+    default: str,
+    on_error: str,
+    *,
+    everything: bool,
+    class_names: Sequence[str] | None = None,
+) -> DetectionDataset | None:
+    """Open the part of a data set that was asked for, or the one that is meant without asking.
+
+    Args:
+        path: file or folder of the data set.
+        split: the part; empty: the part `default` if there is one.
+        default: e.g. "train".
+        on_error: "raise" or "skip" for broken records.
+        everything: without a part of that name take the whole data set, else none.
+        class_names: the classes, in the order of the labels; None: the data set's own.
+
+    Raises:
+        DatasetError: there is no such data set or part, or a record is broken.
+    """
+
+    def attempt(part: str | None) -> DetectionDataset:
+        return open_dataset(path, part, on_error=cast(OnError, on_error), class_names=class_names)
+
+    if split:
+        return attempt(split)
+    try:
+        return attempt(default)
+    except DatasetError:
+        if _has_part(path, default):  # it is there, but broken
+            raise
+        return attempt(None) if everything else None
+
+
+def _has_part(path: str, part: str) -> bool:
+    try:
+        open_dataset(path, part, on_error="skip", verify_images=False)
+    except DatasetError:
+        return False
+    return True

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m pydet eval --weights W --data PATH``: evaluate a trained detector."""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+import pydet
+from pydet.commands._common import add_model_arguments, import_modules, open_part
+from pydet.data import summarize_problems
+from pydet.inference import evaluate
+from pydet.training.checkpoint import atomic_path, write_text
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.description = (
+        "Evaluate a trained detector: the measures of COCO (by pycocotools) and of Pascal VOC. "
+        "Writes metrics.json, detections.json (COCO results) and precision_recall.png."
+    )
+    add_model_arguments(parser)
+    parser.add_argument("--data", metavar="PATH", required=True, help="data set, VOC or COCO form")
+    parser.add_argument(
+        "--split", default="", help="part of it; default: test if there is one, else everything"
+    )
+    parser.add_argument(
+        "--on-error",
+        choices=("raise", "skip"),
+        default="raise",
+        help="a broken record stops (raise) or is left out and counted (skip)",
+    )
+    parser.add_argument(
+        "--output", metavar="DIR", help="folder of the results; default: eval beside the weights"
+    )
+    parser.add_argument("--workers", type=int, default=0, help="processes that read images")
+    parser.add_argument("--no-progress", action="store_true", help="show no progress bar")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate; see `pydet.inference.evaluate`."""
+    import_modules(args.modules)
+    model = pydet.load(args.weights)
+    dataset = open_part(
+        args.data,
+        args.split,
+        "test",
+        args.on_error,
+        everything=True,
+        class_names=model.class_names,
+    )
+    assert dataset is not None
+    print(dataset)
+    if dataset.problems:
+        print(summarize_problems(dataset.problems))
+    evaluation = evaluate(
+        model,
+        dataset,
+        batch_size=args.batch_size,
+        device=args.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        workers=args.workers,
+        progress=not args.no_progress,
+    )
+    print(evaluation.table())
+    folder = Path(args.output) if args.output else Path(args.weights).parent / "eval"
+    folder.mkdir(parents=True, exist_ok=True)
+    metrics = {
+        "weights": str(args.weights),
+        "data": str(args.data),
+        "split": args.split,
+        "images": len(dataset),
+        **evaluation.as_dict(),
+    }
+    write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    write_text(folder / "detections.json", json.dumps(evaluation.results) + "\n")
+    with atomic_path(folder / "precision_recall.png") as temporary:
+        evaluation.plot(temporary)
+    print(f"metrics.json, detections.json and precision_recall.png are in {folder}")
+    return 0

@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands train, eval and detect, from their arguments to their files."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pydet.cli import COMMANDS, main
+from pydet.data import write_synthetic_dataset
+from pydet.training import RunConfig, load_checkpoint
+from tests.training import tiny_detector  # noqa: F401 - registers "tiny"
+
+ROOT = Path(__file__).parents[1]
+QUICK = ["--device", "cpu", "--threads", "1", "--no-tensorboard", "--no-progress",
+         "--batch-size", "4"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_synthetic_dataset(
+        tmp_path_factory.mktemp("drawn"), num_images=12, image_size=48, val_fraction=0.25,
+        min_object_size=8, max_object_size=24,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("run") / "tiny"
+    flags = ["--epochs", "2", "--learning-rate", "0.05"]
+    assert (
+        main(["train", "tiny", "--data", str(drawn), "--output", str(output), *flags, *QUICK]) == 0
+    )
+    return output
+
+
+def test_train_takes_train_and_val_by_itself(trained, capsys):
+    config = RunConfig.read(trained / "config.toml")
+    assert (config.model.name, config.train.epochs, config.train.learning_rate) == ("tiny", 2, 0.05)
+    state = load_checkpoint(trained / "last.ckpt")
+    assert state["identity"]["images"] == 9
+    assert state["config"] == config.to_dict()
+    assert state["metrics"]["epoch"] == 2
+
+
+def test_resume_needs_no_setting_again(trained, drawn, tmp_path, capsys):
+    import shutil
+
+    output = tmp_path / "copy"
+    shutil.copytree(trained, output)
+    assert main(["train", "--output", str(output), "--resume", "--epochs", "3"]) == 0
+    state = load_checkpoint(output / "last.ckpt")
+    assert state["config"]["train"]["learning_rate"] == 0.05
+    assert state["position"] >= 27
+    assert main(["train", "tiny", "--data", str(drawn), "--output", str(output), *QUICK]) == 2
+    assert "which holds a training" in capsys.readouterr().err
+
+
+def test_eval_prints_and_writes_all_measures(trained, drawn, tmp_path, capsys):
+    weights = str(trained / "best.safetensors")
+    arguments = ["--weights", weights, "--data", str(drawn), "--split", "val", "--device", "cpu",
+                 "--output", str(tmp_path), "--no-progress"]  # fmt: skip
+    assert main(["eval", *arguments]) == 0
+    text = capsys.readouterr().out
+    assert "AP50" in text
+    assert "11 points" in text
+    assert "circle" in text
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    best = json.loads((trained / "metrics.json").read_text())["best"]
+    assert metrics["coco"]["ap"] == best["ap"]  # what training measured is what the file gives
+    assert metrics["images"] == 3
+    assert (tmp_path / "precision_recall.png").stat().st_size > 1000
+    results = json.loads((tmp_path / "detections.json").read_text())
+    assert results
+    assert results[0].keys() == {"image_id", "category_id", "bbox", "score"}
+
+
+def test_detect_writes_pictures_and_coco_results(trained, drawn, tmp_path, capsys):
+    folder = tmp_path / "images"
+    (folder / "deeper").mkdir(parents=True)
+    originals = sorted((drawn / "val").glob("*.jpg"))
+    Image.open(originals[0]).save(folder / "a.png")
+    Image.open(originals[1]).convert("L").resize((31, 77)).save(folder / "deeper" / "grey.jpg")
+    (folder / "broken.jpg").write_bytes(originals[2].read_bytes()[:150])
+    output = tmp_path / "out"
+    weights = str(trained / "last.safetensors")
+    arguments = [str(folder), "--weights", weights, "--output", str(output), "--device", "cpu",
+                 "--score-threshold", "0"]  # fmt: skip
+    assert main(["detect", *arguments]) == 0
+    captured = capsys.readouterr()
+    assert "broken.jpg" in captured.err
+    assert "2 images, 1 left out" in captured.out
+    assert {p.relative_to(output).as_posix() for p in output.rglob("*.png")} == {
+        "a.png.png", "deeper/grey.jpg.png",
+    }  # fmt: skip
+    listing = json.loads((output / "images.json").read_text())
+    sizes = {image["file_name"]: (image["width"], image["height"]) for image in listing["images"]}
+    assert sizes["deeper/grey.jpg"] == (31, 77)
+    assert listing["skipped"][0]["file_name"] == "broken.jpg"
+    results = json.loads((output / "detections.json").read_text())
+    assert {r["image_id"] for r in results} == {image["id"] for image in listing["images"]}
+    assert {r["category_id"] for r in results} <= {c["id"] for c in listing["categories"]}
+    assert all(len(r["bbox"]) == 4 and 0 <= r["score"] <= 1 for r in results)
+
+
+def test_pycocotools_reads_the_results(trained, drawn, tmp_path):
+    coco = pytest.importorskip("pycocotools.coco")
+    weights, data = str(trained / "last.safetensors"), str(drawn)
+    common = ["--device", "cpu", "--output", str(tmp_path), "--no-progress"]
+    assert main(["eval", "--weights", weights, "--data", data, "--split", "val", *common]) == 0
+    truth = coco.COCO(str(drawn / "annotations" / "instances_val.json"))
+    assert truth.loadRes(str(tmp_path / "detections.json")).getAnnIds()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train"], "NAME must be the name of a detector, got none"),
+        (["train", "tiny"], "--data must be the path of a data set, got none"),
+        (["train", "tiny", "--data", "/nowhere"], "/nowhere does not exist"),
+        (["train", "tinny", "--data", "DATA"], "'tinny'; the nearest is 'tiny'"),
+        (["train", "tiny", "--data", "DATA", "--option", "chanels=4"], "channels"),
+        (["train", "tiny", "--data", "DATA", "--option", "channels"], "must be KEY=VALUE"),
+        (["train", "tiny", "--data", "DATA", "--split", "tset"], "tset"),
+        (["train", "tiny", "--data", "DATA", "--epochs", "0"], "epochs must be at least 1, got 0"),
+        (["train", "tiny", "--data", "DATA", "--import", "no_such_module"], "no_such_module"),
+        (["train", "tiny", "--data", "DATA", "--config", "/nowhere.toml"], "/nowhere.toml"),
+        (["train", "--resume-from", "/nowhere.ckpt"], "there is no such checkpoint"),
+        (["eval", "--weights", "/nowhere.safetensors", "--data", "DATA"], "/nowhere.safetensors"),
+        (["detect", "/nowhere", "--weights", "W"], "/nowhere is neither a file nor a folder"),
+    ],
+)
+def test_errors_of_users_are_one_sentence(arguments, words, drawn, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = [str(drawn) if argument == "DATA" else argument for argument in arguments]
+    assert main(arguments) == 2
+    (line,) = capsys.readouterr().err.strip().split("\n")
+    assert line.startswith(f"pydet {arguments[0]}: error: ")
+    assert words in line
+    with pytest.raises((ValueError, OSError, ImportError, Exception), match=r"."):
+        main([*arguments, "--debug"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_setting_in_a_file_names_the_nearest(tmp_path, capsys):
+    path = tmp_path / "config.toml"
+    path.write_text("[train]\nlearning_rat = 0.1\n")
+    assert main(["train", "tiny", "--config", str(path), "--data", "x"]) == 2
+    assert "did you mean 'learning_rate'?" in capsys.readouterr().err
+
+
+def test_flags_override_the_file_and_the_result_is_printed(tmp_path, capsys):
+    path = tmp_path / "config.toml"
+    path.write_text(
+        '[model]\nname = "tiny"\nchannels = 4\n[train]\nepochs = 7\nseed = 5\ncompile = true\n'
+    )
+    arguments = ["--config", str(path), "--epochs", "9", "--no-compile", "--option", "dropout=0.5",
+                 "--step-epochs", "3", "6", "--no-augment", "--print-config"]  # fmt: skip
+    assert main(["train", *arguments]) == 0
+    printed = tmp_path / "printed.toml"
+    printed.write_text(capsys.readouterr().out)
+    config = RunConfig.read(printed)
+    assert (config.train.epochs, config.train.seed, config.train.compile) == (9, 5, False)
+    assert config.train.step_epochs == (3.0, 6.0)
+    assert config.model.options == {"channels": 4, "dropout": 0.5}
+    assert config.augment.transforms == ()
+
+
+def test_weights_to_start_from(trained, drawn, tmp_path, capsys):
+    weights = str(trained / "last.safetensors")
+    arguments = [
+        "--data",
+        str(drawn),
+        "--weights",
+        weights,
+        "--epochs",
+        "1",
+        "--learning-rate",
+        "0",
+    ]
+    for name in ("a", "b"):
+        output = ["--output", str(tmp_path / name), "--seed", "1" if name == "a" else "2"]
+        assert main(["train", "tiny", *arguments, *output, *QUICK]) == 0
+    states = [load_checkpoint(tmp_path / n / "last.ckpt")["model"] for n in ("a", "b")]
+    assert all(states[0][key].equal(states[1][key]) for key in states[0])
+
+
+def test_a_loss_that_is_not_finite_is_one_sentence_with_code_1(drawn, tmp_path, capsys):
+    arguments = ["--data", str(drawn), "--output", str(tmp_path / "run"), "--learning-rate", "1e30",
+                 "--clip-norm", "1e30", "--warmup-epochs", "0"]  # fmt: skip
+    assert main(["train", "tiny", *arguments, *QUICK]) == 1
+    text = capsys.readouterr().err
+    assert "is not finite" in text
+    assert "image_id" in text
+    assert str(drawn / "train") in text
+    assert "Traceback" not in text
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "demo"])
+def test_every_command_has_help(name, capsys):
+    with pytest.raises(SystemExit) as leave:
+        main([name, "--help"])
+    assert leave.value.code == 0
+    assert f"pydet {name}" in capsys.readouterr().out
+
+
+def test_wrong_commands_and_flags_leave_with_code_2(capsys):
+    for arguments in ([], ["tarin"], ["train", "--epochz", "3"], ["train", "--epochs", "many"]):
+        with pytest.raises(SystemExit) as leave:
+            main(arguments)
+        assert leave.value.code == 2
+
+
+def test_a_fault_keeps_its_traceback(monkeypatch):
+    from pydet.commands import train
+
+    def fail(_):
+        raise AssertionError("cannot happen")
+
+    monkeypatch.setattr(train, "run", fail)
+    with pytest.raises(AssertionError, match="cannot happen"):
+        main(["train"])
+
+
+def test_the_module_runs(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", "pydet", "train", "nothing", "--data", "nowhere"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("pydet train: error: ")
+    assert "Traceback" not in done.stderr
