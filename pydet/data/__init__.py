@@ -9,7 +9,12 @@ from pydet.data._problems import (
     Problem,
     summarize_problems,
 )
-from pydet.data.augmentation import PhotometricDistortion, RandomIoUCrop, RandomZoomOut
+from pydet.data.augmentation import (
+    PhotometricDistortion,
+    RandomIoUCrop,
+    RandomScaleJitter,
+    RandomZoomOut,
+)
 from pydet.data.building import build_transform
 from pydet.data.coco import CocoDataset
 from pydet.data.dataset import DetectionDataset, Records
@@ -39,6 +44,7 @@ __all__ = [
     "Problem",
     "RandomHorizontalFlip",
     "RandomIoUCrop",
+    "RandomScaleJitter",
     "RandomVerticalFlip",
     "RandomZoomOut",
     "Records",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The random changes of SSD: light, crop, zoom (Liu et al., ECCV 2016, section 2.2).
+"""Random changes: those of SSD (light, crop, zoom: Liu et al., ECCV 2016, section 2.2) and scale.
 
 Like all transforms they draw from torch's global generator only; see :mod:`pydet.data.transforms`.
 """
@@ -15,6 +15,7 @@ from pydet.data.transforms import (
     Sample,
     check_probability,
     is_ignored,
+    resize,
     select_boxes,
     uniform,
     with_boxes,
@@ -242,15 +243,105 @@ class RandomZoomOut:
         canvas_height, canvas_width = int(height * ratio), int(width * ratio)
         top = int(torch.randint(canvas_height - height + 1, ()))
         left = int(torch.randint(canvas_width - width + 1, ()))
-        canvas = image.new_empty(3, canvas_height, canvas_width)
-        for channel, value in zip(canvas, self.fill, strict=True):
-            channel.fill_(value)
-        canvas[:, top : top + height, left : left + width] = image
-        shift = target["boxes"].new_tensor([left, top, left, top])
-        return canvas, with_boxes(target, target["boxes"] + shift)
+        return pad(image, target, (canvas_height, canvas_width), (top, left), self.fill)
 
     def __repr__(self) -> str:
         return f"RandomZoomOut(max_ratio={self.max_ratio}, fill={self.fill}, p={self.p})"
+
+
+class RandomScaleJitter:
+    """Scales the image at random and cuts or pads it to one size (Ghiasi et al., CVPR 2021).
+
+    Scale 1 makes the image just fit into the result; the aspect ratio is kept. What is then too
+    large is cut at a random place, with the objects whose centre is left (see :func:`crop`); what
+    is too small is put at a random place on a canvas. All results have one size, so batches need no
+    padding.
+
+    Args:
+        height: Pixels of the result.
+        width: Pixels of the result.
+        min_scale: Smallest scale.
+        max_scale: Largest scale.
+        fill: RGB of the canvas; the mean of ImageNet by default.
+    """
+
+    def __init__(
+        self,
+        height: int,
+        width: int,
+        min_scale: float = 0.8,
+        max_scale: float = 1.5,
+        fill: tuple[int, int, int] = (124, 116, 104),
+    ) -> None:
+        if height < 1 or width < 1:
+            raise ValueError(
+                f"RandomScaleJitter: the size must be positive, got {height} x {width}"
+            )
+        if not 0 < min_scale <= max_scale:
+            raise ValueError(
+                "RandomScaleJitter: scales must obey 0 < min_scale <= max_scale, "
+                f"got {min_scale}, {max_scale}"
+            )
+        self.size = (height, width)
+        self.scale = (min_scale, max_scale)
+        self.fill = tuple(fill)
+
+    def __call__(self, image: Tensor, target: Target) -> Sample:
+        """Returns the changed image and its objects."""
+        fit = min(self.size[0] / image.shape[1], self.size[1] / image.shape[2])
+        factor = fit * uniform(*self.scale)
+        places = torch.rand(2).tolist()
+        # Cut first, so that only what is left has to be resampled.
+        spans, inner = [], []
+        for side, wanted, place in zip(image.shape[1:], self.size, places, strict=True):
+            length = min(side, max(1, round(wanted / factor)))
+            start = int(place * (side - length + 1))
+            spans.append((start, start + length))
+            # A side that was cut fills the result, whatever rounding to whole pixels did to it.
+            inner.append(wanted if length < side else min(wanted, max(1, round(side * factor))))
+        (y1, y2), (x1, x2) = spans
+        if (y2 - y1, x2 - x1) != tuple(image.shape[1:]):
+            image, target = crop(image, target, (x1, y1, x2, y2))
+        image, target = resize(image, target, (inner[0], inner[1]))
+        top, left = (
+            int(place * (wanted - length + 1))
+            for wanted, length, place in zip(self.size, inner, places, strict=True)
+        )
+        return pad(image, target, self.size, (top, left), self.fill)
+
+    def __repr__(self) -> str:
+        return (
+            f"RandomScaleJitter(height={self.size[0]}, width={self.size[1]}, scale={self.scale}, "
+            f"fill={self.fill})"
+        )
+
+
+def pad(
+    image: Tensor,
+    target: Target,
+    size: tuple[int, int],
+    place: tuple[int, int],
+    fill: Sequence[int],
+) -> Sample:
+    """Puts the image on a canvas.
+
+    Args:
+        image: [3, H, W].
+        target: Its objects.
+        size: Height and width of the canvas, at least those of the image.
+        place: Row and column of the canvas where the image begins.
+        fill: RGB of the canvas.
+    """
+    height, width = image.shape[1:]
+    if (height, width) == size:
+        return image, target
+    top, left = place
+    canvas = image.new_empty(3, *size)
+    for channel, value in zip(canvas, fill, strict=True):
+        channel.fill_(value)
+    canvas[:, top : top + height, left : left + width] = image
+    shift = target["boxes"].new_tensor([left, top, left, top])
+    return canvas, with_boxes(target, target["boxes"] + shift)
 
 
 def _contains_centers(patches: Tensor, boxes: Tensor) -> Tensor:

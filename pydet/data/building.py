@@ -6,7 +6,12 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydet.data.augmentation import PhotometricDistortion, RandomIoUCrop, RandomZoomOut
+from pydet.data.augmentation import (
+    PhotometricDistortion,
+    RandomIoUCrop,
+    RandomScaleJitter,
+    RandomZoomOut,
+)
 from pydet.data.transforms import (
     Compose,
     RandomHorizontalFlip,
@@ -19,6 +24,7 @@ TRANSFORMS: dict[str, type] = {
     "photometric_distortion": PhotometricDistortion,
     "random_horizontal_flip": RandomHorizontalFlip,
     "random_iou_crop": RandomIoUCrop,
+    "random_scale_jitter": RandomScaleJitter,
     "random_vertical_flip": RandomVerticalFlip,
     "random_zoom_out": RandomZoomOut,
     "resize_fixed": ResizeFixed,

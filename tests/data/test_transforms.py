@@ -14,6 +14,7 @@ from pydet.data import (
     PhotometricDistortion,
     RandomHorizontalFlip,
     RandomIoUCrop,
+    RandomScaleJitter,
     RandomVerticalFlip,
     RandomZoomOut,
     ResizeFixed,
@@ -30,6 +31,7 @@ EVERY = [
     RandomVerticalFlip(),
     PhotometricDistortion(),
     RandomIoUCrop(),
+    RandomScaleJitter(40, 50, 0.5, 2.0),
     RandomZoomOut(3.0),
 ]
 GEOMETRIC = [t for t in EVERY if not isinstance(t, PhotometricDistortion)]
@@ -128,9 +130,12 @@ def painted(height=60, width=80, box=(20, 12, 48, 44)):
 def test_pixels_are_where_the_box_says(transform):
     for seed in range(60):
         torch.manual_seed(seed)
-        if isinstance(transform, RandomZoomOut):
-            transform = RandomZoomOut(3.0, fill=(0, 0, 0))
+        if isinstance(transform, RandomZoomOut | RandomScaleJitter):
+            transform.fill = (0, 0, 0)
         image, target = transform(*painted())
+        if not len(target["boxes"]):
+            assert isinstance(transform, RandomScaleJitter)  # the others keep one object at least
+            continue
         x1, y1, x2, y2 = target["boxes"][0].tolist()
         white = (image[0] > 127).float()
         ys, xs = torch.nonzero(white, as_tuple=True)
@@ -340,6 +345,25 @@ def test_zoom_out_keeps_the_image_and_fills_the_rest():
         assert (channel == value).all()
 
 
+def test_scale_jitter_has_one_size_and_keeps_the_aspect_ratio():
+    torch.manual_seed(0)
+    white = torch.full((3, 60, 80), 255, dtype=torch.uint8)
+    boxes = {"boxes": torch.tensor([[30.0, 20.0, 50.0, 40.0]])}  # in the middle, 20 x 20
+    sides = []
+    for _ in range(100):
+        image, target = RandomScaleJitter(48, 64, 0.5, 1.5, fill=(0, 0, 0))(white, boxes)
+        assert image.shape == (3, 48, 64)
+        x1, y1, x2, y2 = target["boxes"][0].tolist()
+        sides.append(x2 - x1)
+        assert y2 - y1 == pytest.approx(x2 - x1, rel=0.06)  # as exact as whole pixels allow
+        scale = (x2 - x1) / (20 * 0.8)
+        # Larger than the result: no canvas is left. Smaller: it has its share.
+        part = (image[0] > 0).float().mean().item()
+        assert part == pytest.approx(min(1.0, scale) ** 2, abs=0.06)
+    assert 0.45 * 16 < min(sides) < 0.6 * 16
+    assert 1.4 * 16 < max(sides) < 1.55 * 16
+
+
 def test_any_callable_works_in_a_transforms_place():
     def invert(image, target):
         return 255 - image, target
@@ -395,6 +419,11 @@ def test_build_transform_from_tables():
         ({"name": "resize_short_side", "size": 0}, "size must be positive, got 0"),
         ({"name": "resize_short_side", "size": 5, "max_size": 0}, "max_size must be positive"),
         ({"name": "random_zoom_out", "max_ratio": 0.5}, "max_ratio must be at least 1, got 0.5"),
+        ({"name": "random_scale_jitter", "height": 0, "width": 9}, "positive, got 0 x 9"),
+        (
+            {"name": "random_scale_jitter", "height": 9, "width": 9, "min_scale": 2},
+            r"0 < min_scale <= max_scale, got 2, 1\.5",
+        ),
         ({"name": "random_iou_crop", "min_scale": 0}, "0 < min_scale <= max_scale <= 1, got 0"),
         (
             {"name": "photometric_distortion", "contrast": [1.5, 0.5]},
