@@ -187,7 +187,7 @@ def decode_boxes(
     op = "decode_boxes"
     _check_pair(op, "deltas", deltas, anchors)
     numbers = _check_weights(op, weights)
-    check_number(op, "scale_clamp", scale_clamp, "a number", lambda x: not math.isnan(x))
+    check_number(op, "scale_clamp", scale_clamp, "a number", lambda x: x <= math.inf)
     leading = deltas.dim() - anchors.dim()
     if leading < 0 or deltas.shape[leading:] != anchors.shape:
         raise ValueError(

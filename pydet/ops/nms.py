@@ -208,7 +208,7 @@ def batched_nms(
     if max_output < 0:
         raise ValueError(f"batched_nms: max_output must be at least 0, got {max_output}")
     check_number(
-        "batched_nms", "score_threshold", score_threshold, "a number", lambda v: not math.isnan(v)
+        "batched_nms", "score_threshold", score_threshold, "a number", lambda v: v <= math.inf
     )
     keep, counts = _nms_padded(
         boxes, scores, _classes(idxs), float(iou_threshold), max_output, float(score_threshold)

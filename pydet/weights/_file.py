@@ -45,6 +45,8 @@ def save(model: Detector, path: str | os.PathLike[str], **metadata: Any) -> None
     if not model.name:
         raise ValueError("save: model must be built by create_model, got one without a name")
     path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"save: {path} must lie in a folder that exists")
     about = {
         "format": _FORMAT,
         "pydet_version": __version__,

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 State = dict[str, Tensor]
+_SafetensorError = safetensors.SafetensorError
 _SHOWN = 8  # names in a message; a wrong architecture misses hundreds
 
 
@@ -39,7 +40,14 @@ def read_state(path: Path) -> tuple[State, dict[str, str]]:
             f"could do anything, or is damaged ({_first_line(error)}). Read it where you trust it "
             "and save its state_dict"
         ) from error
-    except (RuntimeError, EOFError, zipfile.BadZipFile, KeyError, ValueError) as error:
+    except (
+        RuntimeError,
+        EOFError,
+        zipfile.BadZipFile,
+        LookupError,
+        ValueError,
+        _SafetensorError,
+    ) as error:
         raise ValueError(
             f"load: {path} must be a complete safetensors or torch file; it is damaged or of "
             f"another kind ({_first_line(error)})"
@@ -52,7 +60,7 @@ def _read_safetensors(path: Path) -> tuple[State, dict[str, str]]:
         with safe_open(path, framework="pt", device="cpu") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}
             return state, file.metadata() or {}
-    except safetensors.SafetensorError as error:
+    except _SafetensorError as error:
         raise ValueError(
             f"load: {path} must be a complete safetensors file; it is damaged ({error})"
         ) from error

@@ -203,7 +203,7 @@ def definition(output: RetinaNetOutput, targets, config):
                 small_loss = difference**2 / 2 / beta if beta else 0.0
                 loss = small_loss if difference < beta else difference - beta / 2
                 totals[1] += loss / normalizer / num_images
-    return [float(total) for total in totals]
+    return [float(torch.as_tensor(total).detach()) for total in totals]
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.11, 1.0])

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""pydet's own files: what they hold, what breaks them, and how that is said."""
+
+import json
+import os
+import pickle
+import struct
+
+import pytest
+import torch
+from safetensors import safe_open
+
+import pydet
+from pydet.preprocessing import Preprocessing
+from pydet.weights import read_metadata
+
+SMALL = {"fpn_channels": 16, "head_convs": 1, "preprocessing": {"size": 64, "max_size": 96}}
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    names = ["red", "green", "blue"]
+    return pydet.create_model(
+        "retinanet_resnet18_fpn", 3, class_names=names, score_threshold=0.2, **SMALL
+    )
+
+
+@pytest.fixture
+def path(model, tmp_path):
+    path = tmp_path / "model.safetensors"
+    pydet.save(model, path, metrics={"ap50": 0.875})
+    return path
+
+
+def test_one_file_holds_everything(model, path):
+    assert os.listdir(path.parent) == [path.name]
+    with safe_open(path, framework="pt") as file:
+        about = json.loads(file.metadata()["pydet"])
+        assert set(file.keys()) == set(model.state_dict())
+    assert about["model"] == "retinanet_resnet18_fpn"
+    assert about["class_names"] == ["red", "green", "blue"]
+    assert about["config"]["score_threshold"] == 0.2
+    assert about["config"]["preprocessing"]["mean"] == [0.485, 0.456, 0.406]
+    assert about["pydet_version"] == pydet.__version__
+    assert about["metadata"] == {"metrics": {"ap50": 0.875}}
+    assert read_metadata(path) == about
+
+
+def test_overrides_change_the_config_and_parts_of_parts(model, path):
+    loaded = pydet.load(path, score_threshold=0.4, preprocessing={"size": 32})
+    assert loaded.config.score_threshold == 0.4
+    assert loaded.config.preprocessing == Preprocessing(size=32, max_size=96)
+    whole = pydet.load(path, preprocessing=Preprocessing(resize="none"))
+    assert whole.preprocessing.resize == "none"
+    with pytest.raises(ValueError, match="nearest is 'score_threshold'"):
+        pydet.load(path, score_treshold=0.4)
+
+
+def test_other_number_of_classes_begins_anew(model, path):
+    with pytest.warns(UserWarning, match=r"for 3 classes, the model for 5: head\.cls_logits"):
+        loaded = pydet.load(path, num_classes=5)
+    assert loaded.num_classes == 5
+    assert loaded.class_names is None
+    own, new = model.state_dict(), loaded.state_dict()
+    different = [key for key in own if own[key].shape != new[key].shape]
+    assert different == ["head.cls_logits.weight", "head.cls_logits.bias"]
+    assert all(torch.equal(own[key], new[key]) for key in own if key not in different)
+
+
+def test_channels_last_weights_are_saved(model, path):
+    twin = pydet.load(path).to(memory_format=torch.channels_last)
+    pydet.save(twin, path)
+    for key, value in pydet.load(path).state_dict().items():
+        assert torch.equal(value, model.state_dict()[key])
+
+
+def test_failed_save_leaves_the_old_file(model, path):
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="metadata must be what JSON can hold"):
+        pydet.save(model, path, function=print)
+    with pytest.raises(OSError, match="folder that exists"):
+        pydet.save(model, path.parent / "none" / "model.safetensors")
+    assert path.read_bytes() == before
+    assert os.listdir(path.parent) == [path.name]
+
+
+@pytest.mark.parametrize("keep", [0, 5, 9, 100, 100_000, -1])
+def test_truncated_file_is_refused(path, keep):
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ValueError, match=r"load: .*model\.safetensors must .*damaged"):
+        pydet.load(path)
+
+
+@pytest.mark.parametrize("content", [b"not weights at all", b"\x80\x02}q\x00.", b"PK\x03\x04" * 9])
+def test_other_kinds_of_file_are_refused(path, content):
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"load: .*model\.safetensors must"):
+        pydet.load(path)
+
+
+def test_missing_file_is_said(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        pydet.load(tmp_path / "none.safetensors")
+
+
+def test_pickle_that_runs_code_is_not_run(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "ran"),))
+
+    path = tmp_path / "evil.pth"
+    torch.save({"model": Evil()}, path)
+    with pytest.raises(ValueError, match="must hold tensors only"):
+        pydet.load(path)
+    path.write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(ValueError, match="load:"):
+        pydet.load(path)
+    assert not (tmp_path / "ran").exists()
+
+
+def rewrite(path, change):
+    """Changes the JSON of a file and leaves its tensors."""
+    data = path.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    about = json.loads(header["__metadata__"]["pydet"])
+    header["__metadata__"]["pydet"] = change(about)
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda about: "{", "damaged"),
+        (lambda about: json.dumps({**about, "format": 2}), "must have format 1, got 2"),
+        (lambda about: json.dumps({**about, "model": "retinanet_resnet_fpn"}), "nearest is"),
+        (lambda about: json.dumps({k: about[k] for k in ("format", "model")}), "num_classes"),
+        (lambda about: json.dumps({**about, "num_classes": 7, "class_names": None}), "cls_logits"),
+        (
+            lambda about: json.dumps({**about, "config": {**about["config"], "head_convs": 2}}),
+            r"missing: head\.cls_convs\.3\.weight",
+        ),
+    ],
+)
+def test_metadata_that_does_not_fit_is_refused_by_name(path, change, words):
+    rewrite(path, change)
+    with pytest.raises(ValueError, match=words):
+        pydet.load(path)
+
+
+def test_tensors_of_no_known_model_are_listed(tmp_path):
+    path = tmp_path / "other.pth"
+    torch.save({"layer.weight": torch.zeros(1)}, path)
+    with pytest.raises(ValueError, match=r"got tensors named layer\.weight"):
+        pydet.load(path)
+    torch.save([1, 2], path)
+    with pytest.raises(ValueError, match="tensors by name"):
+        pydet.load(path)
+
+
+def test_unnamed_model_is_not_saved(model, tmp_path):
+    unnamed = type(model)(model.config, 3)
+    with pytest.raises(ValueError, match="built by create_model"):
+        pydet.save(unnamed, tmp_path / "x.safetensors")
+
+
+def test_create_model_refuses_in_words():
+    with pytest.raises(ValueError, match=r"nearest is 'retinanet_resnet18_fpn'"):
+        pydet.create_model("retinanet_resnet19_fpn", 3)
+    with pytest.raises(ValueError, match="num_classes must be a positive int, got 0"):
+        pydet.create_model("retinanet_resnet18_fpn", 0)
+    with pytest.raises(ValueError, match="class_names must be 3 names, got 2"):
+        pydet.create_model("retinanet_resnet18_fpn", 3, class_names=["a", "b"])
