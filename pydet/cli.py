@@ -97,7 +97,10 @@ def _exit_code(error: Exception) -> int:
 
 
 def _sentence(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = str(error)
+    if "Original Traceback" in text:  # from a process that reads images: its last line is the error
+        text = text.strip().splitlines()[-1].partition(": ")[2]
+    text = " ".join(text.split()) or type(error).__name__
     if isinstance(error, ModuleNotFoundError) and error.name in OPTIONAL_PACKAGES:
         return f"{text}; pip install 'pydet[train]' installs what this command needs"
     if type(error).__name__ == "OutOfMemoryError":

@@ -3,6 +3,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -48,8 +49,6 @@ def test_train_takes_train_and_val_by_itself(trained, capsys):
 
 
 def test_resume_needs_no_setting_again(trained, drawn, tmp_path, capsys):
-    import shutil
-
     output = tmp_path / "copy"
     shutil.copytree(trained, output)
     assert main(["train", "--output", str(output), "--resume", "--epochs", "3"]) == 0
@@ -144,6 +143,22 @@ def test_errors_of_users_are_one_sentence(arguments, words, drawn, tmp_path, cap
     with pytest.raises((ValueError, OSError, ImportError, Exception), match=r"."):
         main([*arguments, "--debug"])
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_breaks_while_training_is_named(drawn, tmp_path, capsys, workers):
+    data = tmp_path / "data"
+    shutil.copytree(drawn, data)
+    victim = sorted((data / "train").glob("*.jpg"))[3]
+    victim.write_bytes(victim.read_bytes()[:600])  # its head, which is read first, is whole
+    arguments = ["--data", str(data), "--output", str(tmp_path / "run"), *QUICK]
+    assert main(["train", "tiny", *arguments, "--workers", str(workers)]) == 2
+    line = capsys.readouterr().err.strip().split("\n")[-1]
+    assert line.startswith("pydet train: error: ")
+    assert str(victim) in line
+    assert "Traceback" not in line
+    skipping = ["--workers", str(workers), "--on-error", "skip", "--epochs", "1", "--resume"]
+    assert main(["train", "tiny", *arguments, *skipping]) == 0
 
 
 def test_an_unknown_setting_in_a_file_names_the_nearest(tmp_path, capsys):

@@ -96,7 +96,7 @@ class TrainState:
         for group, setting in zip(self.optimizer.param_groups, settings, strict=True):
             group.update(setting)
         if state["precision"]:
-            self.fabric._precision.load_state_dict(state["precision"])
+            self.fabric.strategy.precision.load_state_dict(state["precision"])
         self.position, self.step = state["position"], state["step"]
         self.metrics, self.best = state["metrics"], state["best"]
         self.watch.names = tuple(state["loss_names"])
@@ -142,7 +142,7 @@ class TrainState:
                 "model": self.detector.state_dict(),
                 "average": self.average.state_dict() if self.average else None,
                 "optimizer": self.optimizer.state_dict(),
-                "precision": self.fabric._precision.state_dict(),
+                "precision": self.fabric.strategy.precision.state_dict(),
                 "position": self.position,  # of the stream: with it the schedule's state
                 "step": self.step,
                 "loss_names": list(self.watch.names),
