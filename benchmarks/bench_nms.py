@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""nms and batched_nms: boxes in clusters around objects, boxes that hardly meet, classes, images."""
+"""nms and batched_nms: boxes in clusters around objects, boxes that hardly meet, classes."""
 
 from collections.abc import Iterator
 from functools import partial
