@@ -32,7 +32,7 @@ at::Tensor box_iou(const at::Tensor& boxes1, const at::Tensor& boxes2) {
   const at::Tensor a = boxes1.contiguous(), b = boxes2.contiguous();
   std::vector<int64_t> shape = boxes1.sizes().vec();
   shape.back() = s.num_boxes2;
-  at::Tensor iou = at::empty(shape, boxes1.options());
+  at::Tensor iou = empty_large(shape, boxes1.options());
   dispatch_floating(boxes1.scalar_type(), "box_iou", [&](auto element) {
     using T = decltype(element);
     dispatch_device(

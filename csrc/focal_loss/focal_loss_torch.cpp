@@ -76,7 +76,7 @@ at::Tensor sigmoid_focal_loss(const at::Tensor& inputs, const at::Tensor& target
   if (!reduce) shape = inputs.sizes().vec();
   if (reduction == "sum_per_image") shape = {call.segments};
   at::Tensor loss =
-      at::empty(shape, inputs.options().dtype(reduce ? sum_dtype(inputs) : inputs.scalar_type()));
+      empty_large(shape, inputs.options().dtype(reduce ? sum_dtype(inputs) : inputs.scalar_type()));
   at::Tensor partials;
   if (reduce) {
     partials = at::empty({focal_loss_pieces(inputs.numel(), call.segments)},
@@ -119,7 +119,7 @@ at::Tensor sigmoid_focal_loss_backward(const at::Tensor& grad_loss, const at::Te
       op, ": grad_loss must be on the device of inputs and have the shape of the loss, got ",
       grad_loss.sizes(), " on ", grad_loss.device());
   const at::Tensor grad_in = grad_loss.contiguous();
-  at::Tensor grad = at::empty(inputs.sizes(), inputs.options());
+  at::Tensor grad = empty_large(inputs.sizes(), inputs.options());
   dispatch_floating(inputs.scalar_type(), op, [&](auto element) {
     using T = decltype(element);
     const FocalLossArgs<T> args = call.args<T>();

@@ -4,6 +4,10 @@
 from pydet.ops.box_coding import decode_boxes as decode_boxes
 from pydet.ops.box_coding import encode_boxes as encode_boxes
 from pydet.ops.box_iou import box_iou as box_iou
+from pydet.ops.boxes import box_area as box_area
+from pydet.ops.boxes import box_convert as box_convert
+from pydet.ops.boxes import clip_boxes_to_image as clip_boxes_to_image
+from pydet.ops.boxes import remove_small_boxes as remove_small_boxes
 from pydet.ops.focal_loss import sigmoid_focal_loss as sigmoid_focal_loss
 from pydet.ops.match_anchors import BACKGROUND as BACKGROUND
 from pydet.ops.match_anchors import IGNORED as IGNORED

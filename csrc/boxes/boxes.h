@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+// What is done to each box alone: area, format, clipping, size. Each operation is a struct of its
+// arrays ([count, 4], contiguous, unless it says otherwise) and its numbers, and a call with the
+// index of a box; for_each_box runs it over all boxes. Arithmetic of floating numbers in float
+// (double for double), rounded once. Instantiated for float, double, Half and BFloat16; where
+// integers make sense also for int64_t, or for uint64_t, whose overflow is defined as torch's is.
+#pragma once
+
+#include <cstdint>
+
+#include "common/box_format.h"
+
+struct CUstream_st;
+
+namespace pydet {
+
+template <class T>
+struct BoxArea {
+  BoxFormat format;
+  const T* boxes;
+  box_number_t<T>* areas;  // [count]
+
+  PYDET_HOST_DEVICE void operator()(int64_t i) const {
+    const Sides<box_number_t<T>> box = load_sides(boxes, i);
+    areas[i] = length_of(format, box.x) * length_of(format, box.y);
+  }
+};
+
+template <class T>
+struct BoxAreaBackward {
+  BoxFormat format;
+  const acc_t<T>* grad_areas;  // [count]
+  const T* boxes;
+  T* grad_boxes;
+
+  PYDET_HOST_DEVICE void operator()(int64_t i) const {
+    const Sides<acc_t<T>> box = load_sides(boxes, i);
+    const acc_t<T> grad = grad_areas[i];
+    store_sides(grad_boxes, i,
+                {length_backward(format, grad * length_of(format, box.y)),
+                 length_backward(format, grad * length_of(format, box.x))});
+  }
+};
+
+template <class T>
+struct BoxConvert {
+  BoxFormat in_format, out_format;
+  const T* boxes;
+  T* converted;
+
+  PYDET_HOST_DEVICE void operator()(int64_t i) const {
+    const Sides<box_number_t<T>> box = load_sides(boxes, i);
+    store_sides(converted, i,
+                {from_corners(out_format, to_corners(in_format, box.x)),
+                 from_corners(out_format, to_corners(in_format, box.y))});
+  }
+};
+
+template <class T>
+struct BoxConvertBackward {
+  BoxFormat in_format, out_format;
+  const T* grad_converted;
+  T* grad_boxes;
+
+  PYDET_HOST_DEVICE void operator()(int64_t i) const {
+    const Sides<acc_t<T>> grad = load_sides(grad_converted, i);
+    store_sides(grad_boxes, i,
+                {to_corners_backward(in_format, from_corners_backward(out_format, grad.x)),
+                 to_corners_backward(in_format, from_corners_backward(out_format, grad.y))});
+  }
+};
+
+template <class T>
+struct ClipBoxes {
+  box_number_t<T> height, width;
+  const T* boxes;
+  T* clipped;
+
+  PYDET_HOST_DEVICE void operator()(int64_t i) const {
+    const Sides<box_number_t<T>> box = load_sides(boxes, i);
+    store_sides(clipped, i,
+                {{clip(box.x.first, width), clip(box.x.second, width)},
+                 {clip(box.y.first, height), clip(box.y.second, height)}});
+  }
+};
+
+template <class T>
+struct ClipBoxesBackward {
+  acc_t<T> height, width;
+  const T* grad_clipped;
+  const T* boxes;
+  T* grad_boxes;
+
+  PYDET_HOST_DEVICE void operator()(int64_t i) const {
+    const Sides<acc_t<T>> box = load_sides(boxes, i), grad = load_sides(grad_clipped, i);
+    store_sides(grad_boxes, i,
+                {{clip_backward(box.x.first, width, grad.x.first),
+                  clip_backward(box.x.second, width, grad.x.second)},
+                 {clip_backward(box.y.first, height, grad.y.first),
+                  clip_backward(box.y.second, height, grad.y.second)}});
+  }
+};
+
+// large[i]: neither side of box i is shorter than min_size (a NaN is).
+template <class T>
+struct LargeBoxes {
+  double min_size;
+  const T* boxes;
+  bool* large;  // [count]
+
+  PYDET_HOST_DEVICE void operator()(int64_t i) const {
+    // Integers are subtracted as doubles, where nothing overflows.
+    using A = std::conditional_t<std::is_integral_v<T>, double, acc_t<T>>;
+    const Sides<box_number_t<T>> box = load_sides(boxes, i);
+    const A width = static_cast<A>(box.x.second) - static_cast<A>(box.x.first);
+    const A height = static_cast<A>(box.y.second) - static_cast<A>(box.y.first);
+    large[i] = width >= static_cast<A>(min_size) && height >= static_cast<A>(min_size);
+  }
+};
+
+namespace cpu {
+
+// operation(i) for i in [0, count)
+template <class Operation>
+void for_each_box(int64_t count, const Operation& operation);
+
+}  // namespace cpu
+
+namespace cuda {
+
+template <class Operation>
+const char* for_each_box(int64_t count, const Operation& operation, CUstream_st* stream);
+
+}  // namespace cuda
+}  // namespace pydet

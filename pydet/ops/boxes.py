@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is done to each box alone: area, format, clipping to the image, removal of small ones."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pydet.ops._checks import (
+    FLOATING,
+    check_choice,
+    check_dtype,
+    check_number,
+    check_shape,
+    check_tensor,
+)
+from pydet.ops._library import define
+
+_FORMATS = ("xyxy", "xywh", "cxcywh")
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def _area_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Wide enough for a product: that of a box in float16 or int16 seldom fits there."""
+    if dtype.is_floating_point:
+        return torch.float64 if dtype == torch.float64 else torch.float32
+    return torch.int64 if dtype == torch.int64 else torch.int32
+
+
+# --- registration ------------------------------------------------------------------------------
+
+_box_area_backward = define(
+    "box_area_backward(Tensor grad_area, Tensor boxes, str fmt) -> Tensor",
+    fake=lambda grad_area, boxes, fmt: boxes.new_empty(boxes.shape),
+)
+
+
+def _save_area(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    boxes, ctx.fmt = inputs
+    ctx.save_for_backward(boxes)
+
+
+_box_area = define(
+    "box_area(Tensor boxes, str fmt) -> Tensor",
+    fake=lambda boxes, fmt: boxes.new_empty(boxes.shape[:-1], dtype=_area_dtype(boxes.dtype)),
+    backward=lambda ctx, grad: (_box_area_backward(grad, *ctx.saved_tensors, ctx.fmt), None),
+    save=_save_area,
+)
+
+_box_convert_backward = define(
+    "box_convert_backward(Tensor grad_converted, str in_fmt, str out_fmt) -> Tensor",
+    fake=lambda grad_converted, *_: grad_converted.new_empty(grad_converted.shape),
+)
+
+
+def _save_formats(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.formats = inputs[1:]
+
+
+_box_convert = define(
+    "box_convert(Tensor boxes, str in_fmt, str out_fmt) -> Tensor",
+    fake=lambda boxes, *_: boxes.new_empty(boxes.shape),
+    backward=lambda ctx, grad: (_box_convert_backward(grad, *ctx.formats), None, None),
+    save=_save_formats,
+)
+
+_clip_boxes_to_image_backward = define(
+    "clip_boxes_to_image_backward(Tensor grad_clipped, Tensor boxes, Scalar height, Scalar width)"
+    " -> Tensor",
+    fake=lambda grad_clipped, boxes, *_: boxes.new_empty(boxes.shape),
+)
+
+
+def _save_size(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    boxes, *ctx.size = inputs
+    ctx.save_for_backward(boxes)
+
+
+_clip_boxes_to_image = define(
+    "clip_boxes_to_image(Tensor boxes, Scalar height, Scalar width) -> Tensor",
+    fake=lambda boxes, *_: boxes.new_empty(boxes.shape),
+    backward=lambda ctx, grad: (
+        _clip_boxes_to_image_backward(grad, *ctx.saved_tensors, *ctx.size),
+        None,
+        None,
+    ),
+    save=_save_size,
+)
+
+_large_boxes = define(
+    "large_boxes(Tensor boxes, float min_size) -> Tensor",
+    fake=lambda boxes, min_size: boxes.new_empty(boxes.shape[:-1], dtype=torch.bool),
+    differentiable=False,
+)
+
+
+# --- functions ---------------------------------------------------------------------------------
+
+
+def _check_rows(op: str, boxes: Any) -> None:
+    check_tensor(op, "boxes", boxes)
+    check_dtype(op, "boxes", boxes, FLOATING + _INTEGERS)
+    check_shape(op, "boxes", boxes, "[..., 4]", lambda s: len(s) > 0 and s[-1] == 4)
+
+
+def box_area(boxes: Tensor, fmt: str = "xyxy") -> Tensor:
+    """Area of each box.
+
+    Args:
+        boxes: [..., 4], floating or integers.
+        fmt: How the boxes are written: "xyxy", "xywh" or "cxcywh".
+
+    Returns:
+        [...], the product of the sides, with its sign: a box with x2 < x1 has a negative area. In
+        float32 for 16-bit floating boxes, in int32 for integers of at most 32 bits (which wrap
+        around), else in the dtype of the boxes. NaN where a side is.
+
+    Raises:
+        TypeError: Not a tensor, or a dtype that is no number.
+        ValueError: Not [..., 4], or an unknown format.
+
+    Differentiable once.
+    """
+    _check_rows("box_area", boxes)
+    check_choice("box_area", "fmt", fmt, _FORMATS)
+    area: Tensor = _box_area(boxes, fmt)
+    return area
+
+
+def box_convert(boxes: Tensor, in_fmt: str, out_fmt: str) -> Tensor:
+    """Boxes written in another format.
+
+    Args:
+        boxes: [..., 4], floating or integers.
+        in_fmt: How they are written: "xyxy" (two corners), "xywh" (a corner, width and height) or
+            "cxcywh" (centre, width and height).
+        out_fmt: How they shall be written.
+
+    Returns:
+        [..., 4], a new tensor of the same dtype; integers stay integers unless one of the formats
+        has a centre, which makes them the default dtype. The arithmetic is torchvision's, by way of
+        the corners, in float32 or better and rounded once. A NaN or infinity stays on its axis.
+
+    Raises:
+        TypeError: Not a tensor, or a dtype that is no number.
+        ValueError: Not [..., 4], or a format that is not one of the three; torchvision's rotated
+            ones (xywhr, cxcywhr, xyxyxyxy) are not supported.
+
+    Differentiable once.
+    """
+    op = "box_convert"
+    _check_rows(op, boxes)
+    check_choice(op, "in_fmt", in_fmt, _FORMATS)
+    check_choice(op, "out_fmt", out_fmt, _FORMATS)
+    if in_fmt == out_fmt:
+        in_fmt = out_fmt = "xyxy"  # a copy, whatever the numbers mean
+    converted: Tensor
+    if boxes.is_floating_point() or "cxcywh" not in (in_fmt, out_fmt):
+        converted = _box_convert(boxes, in_fmt, out_fmt)
+        return converted
+    converted = _box_convert(boxes.double(), in_fmt, out_fmt)
+    return converted.to(torch.get_default_dtype())
+
+
+def clip_boxes_to_image(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Boxes moved into the image, coordinate by coordinate.
+
+    Args:
+        boxes: [..., 4] xyxy in pixels, floating or integers.
+        size: (height, width) of the image in pixels, at least 0.
+
+    Returns:
+        [..., 4], x held in [0, width] and y in [0, height], in the dtype of the boxes (integer
+        boxes take the default dtype where the size is not of integers). A NaN stays NaN; a box that
+        is wholly outside loses its area.
+
+    Raises:
+        TypeError: Not a tensor, a dtype that is no number, or a size that is not two numbers.
+        ValueError: Not [..., 4], or a negative size.
+
+    Differentiable once: the gradient passes where the coordinate was inside, the ends included.
+    """
+    op = "clip_boxes_to_image"
+    _check_rows(op, boxes)
+    if not isinstance(size, tuple | list) or len(size) != 2:
+        raise TypeError(f"{op}: size must be two numbers (height, width), got {size!r}")
+    numbers: tuple[Any, ...] = tuple(size)
+    for number in numbers:
+        if not isinstance(number, torch.SymInt):  # a size that is traced is a number too
+            check_number(op, "size", number, "of numbers of at least 0", lambda n: n >= 0)
+    if not boxes.is_floating_point() and any(isinstance(number, float) for number in numbers):
+        boxes = boxes.to(torch.get_default_dtype())
+    clipped: Tensor = _clip_boxes_to_image(boxes, *numbers)
+    return clipped
+
+
+def remove_small_boxes(boxes: Tensor, min_size: float) -> Tensor:
+    """Indices of the boxes that are large enough.
+
+    Args:
+        boxes: [N, 4] xyxy, floating or integers; with more dimensions, [N, ..., 4].
+        min_size: Least width and height, in the unit of the boxes.
+
+    Returns:
+        int64, ascending: the boxes of which neither side is shorter than min_size; a side that is
+        NaN counts as shorter. With more dimensions the index along the first, once for each box, as
+        in torchvision. Sides are subtracted in float32 or better. Reads the number of boxes back
+        from the device.
+
+    Raises:
+        TypeError: Not a tensor, a dtype that is no number, or a min_size that is no number.
+        ValueError: Not [N, ..., 4], or a min_size of NaN.
+    """
+    op = "remove_small_boxes"
+    _check_rows(op, boxes)
+    check_shape(op, "boxes", boxes, "[N, ..., 4]", lambda shape: len(shape) > 1)
+    check_number(op, "min_size", min_size, "a number", lambda size: not math.isnan(size))
+    return torch.where(_large_boxes(boxes, min_size))[0]

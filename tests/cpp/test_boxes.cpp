@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+// The operations on single boxes, on the CPU and as an emulated CUDA kernel, at the edges of their
+// tasks and blocks, for the sanitizers.
+#include <cstdint>
+#include <vector>
+
+#include "boxes/boxes.h"
+#include "check.h"
+
+namespace {
+
+using pydet::BoxFormat;
+
+constexpr BoxFormat kFormats[] = {BoxFormat::kXyxy, BoxFormat::kXywh, BoxFormat::kCxcywh};
+
+std::vector<float> random_boxes(int64_t count) {
+  std::vector<float> boxes;
+  uint32_t seed = 1;
+  for (int64_t i = 0; i < 4 * count; ++i) {
+    seed = seed * 1664525u + 1013904223u;
+    boxes.push_back(static_cast<float>(seed >> 20) / 4 - 100);
+  }
+  return boxes;
+}
+
+// Runs an operation that writes to `out` on both devices; the results must be equal, and all of
+// them written.
+template <class Operation, class Out>
+void run_both(int64_t count, const Operation& operation, std::vector<Out>& out, Out unset) {
+  out.assign(out.size(), unset);
+  pydet::cpu::for_each_box(count, operation);
+  const std::vector<Out> on_cpu = out;
+  for (const Out& value : on_cpu) CHECK(value != unset);
+  out.assign(out.size(), unset);
+  CHECK(pydet::cuda::for_each_box(count, operation, nullptr) == nullptr);
+  CHECK(out == on_cpu);
+}
+
+void test_count(int64_t count) {
+  const std::vector<float> boxes = random_boxes(count);
+  std::vector<float> areas(count), converted(4 * count), back(4 * count), clipped(4 * count);
+  constexpr float kUnset = 12345.678f;
+  for (BoxFormat in : kFormats) {
+    run_both(count, pydet::BoxArea<float>{in, boxes.data(), areas.data()}, areas, kUnset);
+    run_both(count, pydet::BoxAreaBackward<float>{in, areas.data(), boxes.data(), back.data()},
+             back, kUnset);
+    for (BoxFormat to : kFormats) {
+      run_both(count, pydet::BoxConvert<float>{in, to, boxes.data(), converted.data()}, converted,
+               kUnset);
+      // The numbers are multiples of 1/4: there and back is exact.
+      run_both(count, pydet::BoxConvert<float>{to, in, converted.data(), back.data()}, back,
+               kUnset);
+      CHECK(back == boxes);
+      run_both(count, pydet::BoxConvertBackward<float>{in, to, boxes.data(), back.data()}, back,
+               kUnset);
+    }
+  }
+  run_both(count, pydet::ClipBoxes<float>{200, 300, boxes.data(), clipped.data()}, clipped, kUnset);
+  for (size_t i = 0; i < clipped.size(); ++i) {
+    CHECK(clipped[i] >= 0 && clipped[i] <= (i % 2 == 0 ? 300 : 200));
+  }
+  run_both(count,
+           pydet::ClipBoxesBackward<float>{200, 300, boxes.data(), boxes.data(), clipped.data()},
+           clipped, kUnset);
+  // std::vector<bool> has no pointer.
+  struct Flags {
+    bool values[20000];
+  };
+  std::vector<Flags> flags(1);
+  for (bool& value : flags[0].values) value = true;
+  pydet::cpu::for_each_box(count, pydet::LargeBoxes<float>{50, boxes.data(), flags[0].values});
+  for (int64_t i = 0; i < count; ++i) {
+    const float* box = boxes.data() + 4 * i;
+    CHECK(flags[0].values[i] == (box[2] - box[0] >= 50 && box[3] - box[1] >= 50));
+  }
+}
+
+}  // namespace
+
+int main() {
+  for (int64_t count : {0, 1, 255, 256, 257, 16385}) test_count(count);
+  return check::result();
+}
