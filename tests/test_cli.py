@@ -62,8 +62,9 @@ def test_resume_needs_no_setting_again(trained, drawn, tmp_path, capsys):
 def test_eval_prints_and_writes_all_measures(trained, drawn, tmp_path, capsys):
     weights = str(trained / "best.safetensors")
     arguments = ["--weights", weights, "--data", str(drawn), "--split", "val", "--device", "cpu",
-                 "--output", str(tmp_path), "--no-progress"]  # fmt: skip
+                 "--output", str(tmp_path), "--no-progress", "--pictures", "2"]  # fmt: skip
     assert main(["eval", *arguments]) == 0
+    assert [p.name for p in sorted((tmp_path / "pictures").iterdir())] == ["00.png", "01.png"]
     text = capsys.readouterr().out
     assert "AP50" in text
     assert "11 points" in text

@@ -6,10 +6,16 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import cast
+
+from PIL import Image
 
 from pydet.data import DatasetError, DetectionDataset, open_dataset
 from pydet.data._problems import OnError
+from pydet.inference import detect
+from pydet.models import Detector
+from pydet.visualization import side_by_side
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,6 +79,31 @@ def open_part(
         if _has_part(path, default):  # it is there, but broken
             raise
         return attempt(None) if everything else None
+
+
+def write_pictures(
+    model: Detector, dataset: DetectionDataset, count: int, folder: Path
+) -> list[Image.Image]:
+    """Draw ground truth and detections of the first images side by side, as ``00.png`` and so on.
+
+    Args:
+        model: the detector.
+        dataset: its first `count` images are taken.
+        count: how many, at most.
+        folder: made if absent.
+
+    Returns:
+        The pictures.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    samples = [dataset[i] for i in range(min(count, len(dataset)))]
+    detections = detect(model, [image for image, _ in samples])
+    pictures = []
+    for i, ((image, target), found) in enumerate(zip(samples, detections, strict=True)):
+        picture = side_by_side(image, target, found, class_names=dataset.class_names)
+        picture.save(folder / f"{i:02d}.png")
+        pictures.append(picture)
+    return pictures
 
 
 def _has_part(path: str, part: str) -> bool:

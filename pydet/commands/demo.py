@@ -11,14 +11,15 @@ from typing import Any
 import torch
 
 import pydet
+from pydet.commands._common import write_pictures
 from pydet.data import DetectionDataset, build_transform, open_dataset
 from pydet.data.synthetic import write_synthetic_dataset
-from pydet.inference import Evaluation, detect, evaluate
+from pydet.inference import Evaluation, evaluate
 from pydet.models import Detector, create_model
 from pydet.training.checkpoint import atomic_path, seed_everything, write_text
 from pydet.training.config import RunConfig
 from pydet.training.loop import train
-from pydet.visualization import side_by_side, tile
+from pydet.visualization import tile
 
 # A RetinaNet for small pictures: half the pyramid, a quarter of the channels, anchors that fit the
 # objects (10 to 70 pixels after resizing). Chosen for six minutes on two cores.
@@ -133,14 +134,7 @@ def _write(
     """Metrics, curves and pictures, the first of the data set in the order of their ids."""
     with atomic_path(folder / "precision_recall.png") as temporary:
         evaluation.plot(temporary)
-    pictures = []
-    (folder / "pictures").mkdir(parents=True, exist_ok=True)
-    samples = [dataset[i] for i in range(min(num_pictures, len(dataset)))]
-    detections = detect(model, [image for image, _ in samples])
-    for i, ((image, target), found) in enumerate(zip(samples, detections, strict=True)):
-        picture = side_by_side(image, target, found, class_names=dataset.class_names)
-        picture.save(folder / "pictures" / f"{i:02d}.png")
-        pictures.append(picture)
+    pictures = write_pictures(model, dataset, num_pictures, folder / "pictures")
     if pictures:
         tile(pictures, 2).save(folder / "pictures.png")
     metrics = {

@@ -8,7 +8,12 @@ from pathlib import Path
 import torch
 
 import pydet
-from pydet.commands._common import add_model_arguments, import_modules, open_part
+from pydet.commands._common import (
+    add_model_arguments,
+    import_modules,
+    open_part,
+    write_pictures,
+)
 from pydet.data import summarize_problems
 from pydet.inference import evaluate
 from pydet.training.checkpoint import atomic_path, write_text
@@ -33,6 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--output", metavar="DIR", help="folder of the results; default: eval beside the weights"
+    )
+    parser.add_argument(
+        "--pictures",
+        type=int,
+        default=0,
+        metavar="N",
+        help="also draw ground truth and detections of the first N images side by side",
     )
     parser.add_argument("--workers", type=int, default=0, help="processes that read images")
     parser.add_argument("--no-progress", action="store_true", help="show no progress bar")
@@ -76,5 +88,7 @@ def run(args: argparse.Namespace) -> int:
     write_text(folder / "detections.json", json.dumps(evaluation.results) + "\n")
     with atomic_path(folder / "precision_recall.png") as temporary:
         evaluation.plot(temporary)
+    if args.pictures > 0:
+        write_pictures(model, dataset, args.pictures, folder / "pictures")
     print(f"metrics.json, detections.json and precision_recall.png are in {folder}")
     return 0
