@@ -2,6 +2,7 @@
 """The training loop, in this process."""
 
 import dataclasses
+import functools
 import json
 import math
 from pathlib import Path
@@ -277,6 +278,25 @@ def test_other_classes_are_refused(drawn, tmp_path):
 def test_what_the_machine_cannot_do_is_refused(drawn, tmp_path, changes, words):
     with pytest.raises(ValueError, match=words):
         run(drawn, tmp_path, **changes)
+
+
+def test_compiled_is_the_same_curve(drawn, tmp_path, monkeypatch):
+    """Traced whole by Dynamo; the backend runs the graph as it is (Inductor needs minutes)."""
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    options = {"dropout": 0.0}
+    run(drawn, tmp_path / "a", epochs=1, options=options, val=False)
+    assert not graphs
+    run(drawn, tmp_path / "b", epochs=1, options=options, val=False, compile=True)
+    assert graphs
+    torch.testing.assert_close(losses(tmp_path / "a"), losses(tmp_path / "b"), rtol=1e-5, atol=1e-6)
+    saved = [load_checkpoint(tmp_path / name / "last.ckpt")["model"].keys() for name in "ab"]
+    assert saved[0] == saved[1]
 
 
 def test_automatic_precision_is_one_of_its_two(drawn, tmp_path):
