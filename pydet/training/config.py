@@ -57,10 +57,12 @@ class DataConfig:
     """Table ``[data]``: what to train and to evaluate on."""
 
     path: str = _option("", "data set to train on: Pascal VOC folder, COCO JSON file or folder")
-    split: str = _option("", "part of it to train on, e.g. train; empty: the data set's default")
+    split: str = _option(
+        "", "part of it to train on; empty: train if there is one, else everything"
+    )
     val_path: str = _option("", "data set to evaluate on; empty: the one to train on")
     val_split: str = _option(
-        "", "part to evaluate on, e.g. val; with neither path nor part, nothing is evaluated"
+        "", "part to evaluate on; empty: val if there is one, else all of val_path, else nothing"
     )
     on_error: str = _option(
         "raise",
