@@ -41,8 +41,7 @@ class CocoDataset(DetectionDataset):
             leaves out broken annotations, and images that cannot be used, and lists them in
             ``problems``.
         duplicate_iou: Two annotations of one class in one image with at least this IoU are one
-            object given twice, which is a broken record; None allows them. (COCO itself holds
-            some.)
+            object given twice, which is a broken record; None allows them.
         verify_images: Open every image when the data set is opened and compare its size with the
             file's (the head of the image only, about 0.05 ms each).
 
