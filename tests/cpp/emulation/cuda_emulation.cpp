@@ -144,7 +144,7 @@ void start(Fibre* fibre, const uint3& index) {
   __asan_unpoison_memory_region(fibre->stack.get(), kStackBytes);
 #endif
 #if defined(PYDET_EMULATION_TSAN)
-  // Made once a fibre, because it takes milliseconds; blocks are ordered by publish and learn anyway.
+  // Made once a fibre, because it takes milliseconds; publish and learn order blocks.
   if (fibre->tsan == nullptr) fibre->tsan = __tsan_create_fiber(0);
 #endif
   getcontext(&fibre->context);
