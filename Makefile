@@ -30,6 +30,8 @@ help:
 setup: $(built)
 
 $(python):
+	@$(PYTHON) -c 'import sys; sys.exit("make: PYTHON must be Python 3.10 or newer, got " \
+	  + sys.version.split()[0] if sys.version_info < (3, 10) else 0)'
 	$(PYTHON) -m venv $(VENV)
 
 $(packages): requirements.txt requirements-dev.txt constraints.txt | $(python)

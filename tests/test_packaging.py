@@ -16,6 +16,8 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
+# One test compiles everything: a minute on two free cores, far more on busy ones.
+pytestmark = pytest.mark.timeout(1500)
 
 # Enough of torch for setup.py to decide. It cannot build with it, and must not come so far.
 FAKE_TORCH = """
