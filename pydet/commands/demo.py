@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m pydet demo``: draw a data set, train a small RetinaNet on it, evaluate and show it."""
+"""``python -m pydet demo``: draw a data set, train a small RetinaNet on it, evaluate, show."""
 
 import argparse
 import json
@@ -21,8 +21,8 @@ from pydet.training.config import RunConfig
 from pydet.training.loop import train
 from pydet.visualization import tile
 
-# Small pictures of 96 to 128 pixels with objects of 18 to 64, and a RetinaNet for them: three levels
-# of the pyramid, a quarter of the channels, anchors that fit. Chosen for six minutes on two cores.
+# Small pictures of 96 to 128 pixels with objects of 18 to 64, and a RetinaNet for them: three
+# levels, a quarter of the channels, anchors that fit. Chosen for six minutes on two cores.
 PICTURES = {
     "image_size": 128,
     "min_object_size": 18,
