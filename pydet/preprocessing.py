@@ -221,8 +221,9 @@ class Preprocessing:
     def _resize_image(self, image: Tensor, size: Size) -> Tensor:
         if tuple(image.shape[1:]) == size:
             return image
-        # torch resizes bytes on the CPU only.
-        values = image if image.is_floating_point() or image.device.type == "cpu" else image.float()
+        # torch resizes bytes on the CPU only, and, to a width of one pixel, wrongly.
+        is_exact = image.is_floating_point() or (image.device.type == "cpu" and size[1] > 1)
+        values = image if is_exact else image.float()
         values = F.interpolate(
             values[None], size, mode="bilinear", align_corners=False, antialias=self.antialias
         )[0]

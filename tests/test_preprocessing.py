@@ -136,6 +136,14 @@ def test_uint8_and_float_images_are_resized_alike(device):
     torch.testing.assert_close(as_bytes / 255, as_floats, atol=1.01 / 255, rtol=0)
 
 
+@pytest.mark.parametrize("size", [(5, 1), (1, 1), (1, 5)])
+def test_bytes_of_an_even_image_stay_even_in_one_pixel(size):
+    plain = Preprocessing(resize="fixed", size=size)
+    resized, _ = plain.resize_sample(torch.full((3, 40, 30), 77, dtype=torch.uint8))
+    assert resized.shape == (3, *size)
+    assert (resized == 77).all()
+
+
 def test_invalid_boxes_raise_where_asked():
     strict = dataclasses.replace(PLAIN, invalid_boxes="raise")
     with pytest.raises(ValueError, match=r"positive width.*in image 1 of \(height, width\)"):

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import pydet
 from pydet.models.retinanet import (
@@ -111,6 +112,34 @@ def test_output_order_is_that_of_the_anchors():
 def test_flattening_channels_last_copies_nothing():
     x = torch.rand(2, 18, 4, 5).to(memory_format=torch.channels_last)
     assert permute_to_anchors(x, 2).untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
+
+
+class _Copies(TorchDispatchMode):
+    """The sizes of tensors that are copied into another layout or dtype."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket.__name__ in ("clone", "_to_copy", "contiguous", "copy_"):
+            self.shapes.append(tuple(args[0].shape))
+        return func(*args, **(kwargs or {}))
+
+
+def test_head_in_bfloat16_and_channels_last_copies_only_its_weights():
+    model = small().to(memory_format=torch.channels_last)
+    features = [
+        torch.rand(2, 16, n, n).bfloat16().to(memory_format=torch.channels_last)
+        for n in (8, 4, 2, 1, 1)
+    ]
+    with torch.autocast("cpu", torch.bfloat16), _Copies() as watch:
+        logits, deltas = model.head(features)
+    assert logits.dtype == deltas.dtype == torch.bfloat16
+    assert logits.shape == (2, 9 * 86, 3)
+    weights = {tuple(p.shape) for p in model.head.parameters()}
+    assert watch.shapes, "autocast copies weights"
+    assert set(watch.shapes) <= weights
 
 
 # --- assignment ----------------------------------------------------------------------------------
