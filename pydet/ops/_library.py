@@ -36,11 +36,13 @@ extension, load_error = _load()
 
 
 def _kernel(name: str) -> Callable[..., Any]:
-    if extension is not None:
-        return getattr(extension, name)  # type: ignore[no-any-return]
+    kernel: Callable[..., Any] | None = getattr(extension, name, None)
+    if kernel is not None:
+        return kernel
+    reason = load_error or f"pydet's compiled part is older than this pydet. {MEND}."
 
     def missing(*_: Any) -> Any:
-        raise ImportError(f"{name}: {load_error}")
+        raise ImportError(f"{name}: {reason}")
 
     return missing
 
