@@ -36,9 +36,8 @@ extension, load_error = _load()
 
 
 def _kernel(name: str) -> Callable[..., Any]:
-    kernel: Callable[..., Any] | None = getattr(extension, name, None)
-    if kernel is not None:
-        return kernel
+    if hasattr(extension, name):
+        return getattr(extension, name)  # type: ignore[no-any-return]
     reason = load_error or f"pydet's compiled part is older than this pydet. {MEND}."
 
     def missing(*_: Any) -> Any:

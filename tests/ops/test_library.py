@@ -12,5 +12,5 @@ def test_an_op_that_the_compiled_part_lacks():
         fake=torch.empty_like,
         differentiable=False,
     )
-    with pytest.raises(ImportError, match="older than this pydet.*pip install"):
+    with pytest.raises(ImportError, match=r"older than this pydet.*pip install"):
         op(torch.zeros(1))
