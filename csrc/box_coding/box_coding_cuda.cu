@@ -95,8 +95,8 @@ const char* encode_boxes(int64_t rows, int64_t num_anchors, const T* boxes, cons
                          BoxCodingWeights weights, T* deltas, CUstream_st* stream) {
   const int64_t count = rows * num_anchors;
   if (count == 0) return nullptr;
-  encode_boxes_kernel<<<grid_size(count, kThreads), kThreads, 0, stream>>>(
-      count, num_anchors, boxes, anchors, to_deltas<acc_t<T>>(weights), deltas);
+  launch(encode_boxes_kernel<T>, grid_size(count, kThreads), kThreads, 0, stream, count,
+         num_anchors, boxes, anchors, to_deltas<acc_t<T>>(weights), deltas);
   return launch_error();
 }
 
@@ -105,9 +105,9 @@ const char* encode_boxes_backward(int64_t rows, int64_t num_anchors, const T* gr
                                   const T* boxes, const T* anchors, BoxCodingWeights weights,
                                   T* grad_boxes, T* grad_anchors, CUstream_st* stream) {
   if (num_anchors == 0) return nullptr;
-  encode_boxes_backward_kernel<<<grid_size(num_anchors, kThreads), kThreads, 0, stream>>>(
-      rows, num_anchors, grad_deltas, boxes, anchors, to_deltas<acc_t<T>>(weights), grad_boxes,
-      grad_anchors);
+  launch(encode_boxes_backward_kernel<T>, grid_size(num_anchors, kThreads), kThreads, 0, stream,
+         rows, num_anchors, grad_deltas, boxes, anchors, to_deltas<acc_t<T>>(weights), grad_boxes,
+         grad_anchors);
   return launch_error();
 }
 
@@ -117,8 +117,8 @@ const char* decode_boxes(int64_t rows, int64_t num_anchors, const T* deltas, con
                          CUstream_st* stream) {
   const int64_t count = rows * num_anchors;
   if (count == 0) return nullptr;
-  decode_boxes_kernel<<<grid_size(count, kThreads), kThreads, 0, stream>>>(
-      count, num_anchors, deltas, anchors, image_sizes, params, boxes);
+  launch(decode_boxes_kernel<T>, grid_size(count, kThreads), kThreads, 0, stream, count,
+         num_anchors, deltas, anchors, image_sizes, params, boxes);
   return launch_error();
 }
 
@@ -128,9 +128,9 @@ const char* decode_boxes_backward(int64_t rows, int64_t num_anchors, const T* gr
                                   DecodeParams params, T* grad_deltas, T* grad_anchors,
                                   CUstream_st* stream) {
   if (num_anchors == 0) return nullptr;
-  decode_boxes_backward_kernel<<<grid_size(num_anchors, kThreads), kThreads, 0, stream>>>(
-      rows, num_anchors, grad_boxes, deltas, anchors, image_sizes, params, grad_deltas,
-      grad_anchors);
+  launch(decode_boxes_backward_kernel<T>, grid_size(num_anchors, kThreads), kThreads, 0, stream,
+         rows, num_anchors, grad_boxes, deltas, anchors, image_sizes, params, grad_deltas,
+         grad_anchors);
   return launch_error();
 }
 

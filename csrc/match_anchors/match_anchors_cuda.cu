@@ -38,14 +38,14 @@ __device__ unsigned int warp_max(unsigned int value) {
   return __reduce_max_sync(kAllLanes, value);
 #else
   for (int lane = 16; lane > 0; lane /= 2)
-    value = max(value, __shfl_xor_sync(kAllLanes, value, lane));
+    value = max_of(value, __shfl_xor_sync(kAllLanes, value, lane));
   return value;
 #endif
 }
 
 __device__ unsigned long long warp_max(unsigned long long value) {
   for (int lane = 16; lane > 0; lane /= 2)
-    value = max(value, __shfl_xor_sync(kAllLanes, value, lane));
+    value = max_of(value, __shfl_xor_sync(kAllLanes, value, lane));
   return value;
 }
 
@@ -218,13 +218,12 @@ const char* match_anchors(int64_t num_images, int64_t num_anchors, int64_t num_g
     highest = static_cast<bits_t<A>*>(workspace);
     const cudaError_t error = cudaMemsetAsync(highest, 0, num_gt * sizeof(bits_t<A>), stream);
     if (error != cudaSuccess) return cudaGetErrorString(error);
-    highest_quality_kernel<<<grid, kThreads, 0, stream>>>(num_images, num_anchors, num_gt, anchors,
-                                                          gt_boxes, gt_ignored, offsets, highest);
+    launch(highest_quality_kernel<T>, grid, kThreads, 0, stream, num_images, num_anchors, num_gt,
+           anchors, gt_boxes, gt_ignored, offsets, highest);
   }
-  match_anchors_kernel<<<grid, kThreads, 0, stream>>>(
-      num_images, num_anchors, num_gt, anchors, gt_boxes, gt_ignored, offsets,
-      static_cast<A>(params.fg_iou_threshold), static_cast<A>(params.bg_iou_threshold), highest,
-      matched_idxs, matched_ious);
+  launch(match_anchors_kernel<T>, grid, kThreads, 0, stream, num_images, num_anchors, num_gt,
+         anchors, gt_boxes, gt_ignored, offsets, static_cast<A>(params.fg_iou_threshold),
+         static_cast<A>(params.bg_iou_threshold), highest, matched_idxs, matched_ious);
   return launch_error();
 }
 

@@ -187,7 +187,7 @@ def decode_boxes(
     op = "decode_boxes"
     _check_pair(op, "deltas", deltas, anchors)
     numbers = _check_weights(op, weights)
-    check_number(op, "scale_clamp", scale_clamp, "a number", lambda x: x <= math.inf)
+    check_number(op, "scale_clamp", scale_clamp, "a number", lambda x: -math.inf <= x <= math.inf)
     leading = deltas.dim() - anchors.dim()
     if leading < 0 or deltas.shape[leading:] != anchors.shape:
         raise ValueError(
@@ -212,6 +212,11 @@ def _image_sizes(
                 f"got {type(image_sizes).__name__}"
             )
         if len(image_sizes) == 2 and not isinstance(image_sizes[0], Sequence):
+            for number in image_sizes:
+                if not isinstance(number, int | torch.SymInt):
+                    raise TypeError(
+                        f"{op}: image_sizes must be whole numbers, got {type(number).__name__}"
+                    )
             return [image_sizes[0], image_sizes[1]], None
         image_sizes = torch.tensor(image_sizes, device=deltas.device).reshape(len(image_sizes), -1)
     wanted = (*deltas.shape[:1], 2)

@@ -123,7 +123,9 @@ def match_anchors(
     check_boxes(op, "gt_boxes", gt_boxes, "[G, 4]")
     check_same_dtype(op, "gt_boxes", gt_boxes, "anchors", anchors)
     check_same_device(op, "gt_boxes", gt_boxes, "anchors", anchors)
-    check_number(op, "fg_iou_threshold", fg_iou_threshold, "a number", lambda x: x <= math.inf)
+    check_number(
+        op, "fg_iou_threshold", fg_iou_threshold, "a number", lambda x: -math.inf <= x <= math.inf
+    )
     check_number(
         op,
         "bg_iou_threshold",
