@@ -11,19 +11,20 @@ from typing import Any
 import torch
 
 import pydet
+from pydet._files import atomic_path, write_text
 from pydet.commands._common import write_pictures
 from pydet.data import DetectionDataset, build_transform, open_dataset
 from pydet.data.synthetic import write_synthetic_dataset
 from pydet.inference import Evaluation, evaluate
 from pydet.models import Detector, create_model
-from pydet.training.checkpoint import atomic_path, seed_everything, write_text
+from pydet.training.checkpoint import seed_everything
 from pydet.training.config import RunConfig
 from pydet.training.loop import train
 from pydet.visualization import tile
 
 # Small pictures of 96 to 128 pixels with objects of 18 to 64, and a RetinaNet for them: three
 # levels, a quarter of the channels, anchors that fit. Chosen for six minutes on two cores.
-PICTURES = {
+PICTURES: dict[str, Any] = {
     "image_size": 128,
     "min_object_size": 18,
     "max_object_size": 64,

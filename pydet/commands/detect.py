@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 import pydet
+from pydet._files import write_text
 from pydet.commands._common import add_model_arguments, import_modules
 from pydet.inference import FileDetection, detect_files, find_images
-from pydet.training.checkpoint import write_text
 from pydet.visualization import draw_boxes
 
 

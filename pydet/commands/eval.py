@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 import pydet
+from pydet._files import atomic_path, write_text
 from pydet.commands._common import (
     add_model_arguments,
     import_modules,
@@ -16,7 +17,6 @@ from pydet.commands._common import (
 )
 from pydet.data import summarize_problems
 from pydet.inference import evaluate
-from pydet.training.checkpoint import atomic_path, write_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

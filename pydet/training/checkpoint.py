@@ -1,22 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are whole or absent, and all that a training needs to go on as if never stopped.
+"""Checkpoints: all that a training needs to go on as if it had never stopped.
 
-A file is written under a temporary name in the same folder, flushed to the disk, and renamed over
-the old one: a process killed at any moment leaves the old file or the new one. Checkpoints hold
-tensors and plain Python values only and are read with ``weights_only=True``: reading one runs no
-code of its author's.
+They hold tensors and plain Python values only and are read with ``weights_only=True``: reading one
+runs no code of its author's.
 """
 
-import contextlib
 import os
 import random
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
+from pydet._files import atomic_path
 
 FORMAT = 1
 """Version of the checkpoints' layout; raised when an old one cannot be read any more."""
@@ -26,39 +24,6 @@ LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 
 class CheckpointError(Exception):
     """A checkpoint that is damaged, of another kind, or does not fit this training."""
-
-
-@contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary path to write; rename it to `path` when the block ends without an error.
-
-    The file is on the disk before it gets its name, and the name before the block's end returns.
-
-    Raises:
-        OSError: the disk is full, the folder cannot be written; the old file is untouched.
-    """
-    # The suffix stays the last one: writers such as NumPy's and matplotlib's look at it.
-    temporary = path.with_name(f".{path.stem}.tmp-{os.getpid()}{path.suffix}")
-    try:
-        yield temporary
-        _sync(temporary)
-        os.replace(temporary, path)
-        _sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically, as UTF-8."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Delete temporary files that a killed process left behind."""
-    for pattern in (".*.tmp-*", ".*.tmp"):  # of `atomic_path` and of `pydet.save`
-        for leftover in folder.glob(pattern):
-            leftover.unlink(missing_ok=True)
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
@@ -141,11 +106,3 @@ def set_rng_state(state: dict[str, Any]) -> None:
     np.random.set_state((name, np.array(keys, dtype=np.uint32), place, has_gauss, cached))  # noqa: NPY002
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pydet.training.checkpoint import write_text
+from pydet._files import write_text
 
 LOG = "metrics.jsonl"
 

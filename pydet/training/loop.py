@@ -22,18 +22,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from pydet._files import remove_leftovers, write_text
 from pydet.data import DetectionDataset
 from pydet.models import Detector
 from pydet.structures import ImageBatch, PackedTargets
 from pydet.training import report
 from pydet.training.batches import Sample, Transform, load_batches
-from pydet.training.checkpoint import (
-    LAST,
-    PREVIOUS,
-    remove_leftovers,
-    seed_everything,
-    write_text,
-)
+from pydet.training.checkpoint import LAST, PREVIOUS, seed_everything
 from pydet.training.config import RunConfig, TrainConfig
 from pydet.training.devices import StopRequest, default_workers, gather, make_fabric
 from pydet.training.ema import WeightAverage

@@ -9,8 +9,9 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
+from pydet._files import atomic_path, write_text
 from pydet.models import Detector
-from pydet.training.checkpoint import CheckpointError, atomic_path, write_text
+from pydet.training.checkpoint import CheckpointError
 from pydet.training.logging import read_log
 from pydet.training.sampler import Key
 

@@ -6,10 +6,11 @@ from pathlib import Path
 import torch
 
 import pydet
+from pydet._files import atomic_path
 from pydet.data import DetectionDataset
 from pydet.inference import Evaluation, collect_results, evaluate_results
 from pydet.training import report
-from pydet.training.checkpoint import atomic_path, rng_state, set_rng_state
+from pydet.training.checkpoint import rng_state, set_rng_state
 from pydet.training.config import RunConfig
 from pydet.training.devices import gather
 from pydet.training.logging import RunLog

@@ -9,16 +9,16 @@ and metadata, which is whatever the caller of :func:`save` added (metrics, for i
 import dataclasses
 import json
 import os
-import secrets
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
+from pydet._files import atomic_path
 from pydet._version import __version__
 from pydet.models import Detector, create_model
 from pydet.weights import torchvision
@@ -63,14 +63,9 @@ def save(model: Detector, path: str | os.PathLike[str], **metadata: Any) -> None
     tensors = {
         name: value.detach().contiguous().cpu() for name, value in model.state_dict().items()
     }
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        save_file(tensors, temporary, {"pydet": text})
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())  # the name must not outlive a power cut that the bytes did not
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_path(path) as temporary:
+        # Not safetensors' own save_file, whose files nobody but their owner can read.
+        temporary.write_bytes(safetensors.torch.save(tensors, {"pydet": text}))
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from pydet.training import checkpoint
+from pydet import _files
+from pydet._files import atomic_path, remove_leftovers
 from pydet.training.checkpoint import (
     CheckpointError,
-    atomic_path,
     load_checkpoint,
-    remove_leftovers,
     rng_state,
     save_checkpoint,
     seed_everything,
@@ -109,9 +108,9 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path):
 def test_the_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch):
     """Order of the system calls: sync of the file, rename, sync of the folder."""
     calls = []
-    replace, sync = os.replace, checkpoint._sync
+    replace, sync = os.replace, _files._sync
     monkeypatch.setattr(os, "replace", lambda a, b: (calls.append("rename"), replace(a, b)))
-    monkeypatch.setattr(checkpoint, "_sync", lambda p: (calls.append(p.is_dir()), sync(p)))
+    monkeypatch.setattr(_files, "_sync", lambda p: (calls.append(p.is_dir()), sync(p)))
     with atomic_path(tmp_path / "file") as temporary:
         temporary.write_text("x")
     assert calls == [False, "rename", True]
