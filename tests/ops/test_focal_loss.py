@@ -286,6 +286,26 @@ def test_cuda_equals_cpu():
                 )
 
 
+# --- against torchvision -----------------------------------------------------------------------
+
+
+@given(st.integers(0, 10_000), ALPHAS, GAMMAS, st.sampled_from(REDUCTIONS[:3]), st.booleans())
+def test_torchvision_gives_the_same(seed, alpha, gamma, reduction, hard):
+    theirs = pytest.importorskip("torchvision.ops", exc_type=ImportError)
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(3, 7, generator=generator) * 5
+    targets = torch.rand(3, 7, generator=generator)
+    targets = targets.round() if hard else targets
+    results = []
+    for function in (ops.sigmoid_focal_loss, theirs.sigmoid_focal_loss):
+        x = inputs.clone().requires_grad_()
+        loss = function(x, targets, alpha, gamma, reduction)
+        loss.sum().backward()
+        results.append((loss.detach(), x.grad))
+    for ours, peer in zip(*results, strict=True):
+        torch.testing.assert_close(ours, peer, rtol=2e-5, atol=2e-6)
+
+
 # --- gradient ----------------------------------------------------------------------------------
 
 

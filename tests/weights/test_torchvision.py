@@ -19,9 +19,9 @@ SIZES = [(97, 141), (160, 83)]
 RESIZE = {"min_size": 120, "max_size": 180}
 
 
-def torchvision_model(kind: str, seed: int = 0):
+def torchvision_model(kind: str, seed: int = 0, depth: int = 18):
     """A RetinaNet of torchvision with random weights whose scores pass the threshold."""
-    from torchvision.models.detection import (  # noqa: F401
+    from torchvision.models.detection import (
         backbone_utils,
         retinanet,
         retinanet_resnet50_fpn,
@@ -31,13 +31,12 @@ def torchvision_model(kind: str, seed: int = 0):
     from torchvision.ops.misc import FrozenBatchNorm2d
 
     torch.manual_seed(seed)
-    if kind == "v2":
-        model = retinanet_resnet50_fpn_v2(
-            weights=None, weights_backbone=None, num_classes=NUM_CLASSES, **RESIZE
-        )
+    if kind == "v2" or (kind, depth) == ("batch", 50):
+        build = retinanet_resnet50_fpn_v2 if kind == "v2" else retinanet_resnet50_fpn
+        model = build(weights=None, weights_backbone=None, num_classes=NUM_CLASSES, **RESIZE)
     else:
         norm = nn.BatchNorm2d if kind == "batch" else FrozenBatchNorm2d
-        trunk = torchvision.models.resnet50(weights=None, norm_layer=norm)
+        trunk = getattr(torchvision.models, f"resnet{depth}")(weights=None, norm_layer=norm)
         extractor = backbone_utils._resnet_fpn_extractor(
             trunk, 5, returned_layers=[2, 3, 4], extra_blocks=LastLevelP6P7(256, 256)
         )
@@ -97,10 +96,12 @@ def load(tmp_path):
     return run
 
 
-@pytest.mark.parametrize("kind", ["batch", "frozen", "v2"])
-@pytest.mark.parametrize("seed", [0, 1])
-def test_same_detections(kind, seed, load):
-    theirs = torchvision_model(kind, seed).eval()
+@pytest.mark.parametrize(
+    ("kind", "depth", "seed"),
+    [("batch", 50, 0), ("frozen", 50, 1), ("v2", 50, 0), ("batch", 18, 1), ("frozen", 34, 0)],
+)
+def test_same_detections(kind, depth, seed, load):
+    theirs = torchvision_model(kind, seed, depth).eval()
     ours = load(theirs.state_dict())
     images, _ = images_and_targets(seed)
     with torch.no_grad():
@@ -126,10 +127,11 @@ def test_same_scores_in_float32(kind, load):
         torch.testing.assert_close(b["scores"][:count], a["scores"][:count], atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("kind", ["batch", "frozen"])
-@pytest.mark.parametrize("seed", [0, 1])
-def test_same_losses_and_gradients(kind, seed, load):
-    theirs = torchvision_model(kind, seed).train()
+@pytest.mark.parametrize(
+    ("kind", "depth", "seed"), [("batch", 50, 0), ("frozen", 50, 1), ("batch", 18, 1)]
+)
+def test_same_losses_and_gradients(kind, depth, seed, load):
+    theirs = torchvision_model(kind, seed, depth).train()
     ours = load(theirs.state_dict()).train()
     images, targets = images_and_targets(seed)
     expected = theirs([i.clone() for i in images], targets)
