@@ -45,7 +45,7 @@ at::Tensor encode_boxes(const at::Tensor& boxes, const at::Tensor& anchors,
   const Sizes s = check_inputs(op, "boxes", boxes, anchors);
   const BoxCodingWeights w = check_weights(op, weights);
   const at::Tensor b = boxes.contiguous(), a = anchors.contiguous();
-  at::Tensor deltas = at::empty(b.sizes(), b.options());
+  at::Tensor deltas = empty_large(b.sizes(), b.options());
   dispatch_floating(boxes.scalar_type(), op, [&](auto element) {
     using T = decltype(element);
     dispatch_device(
@@ -74,7 +74,8 @@ std::tuple<at::Tensor, at::Tensor> encode_boxes_backward(const at::Tensor& grad_
   TORCH_CHECK_VALUE(grad_deltas.sizes() == boxes.sizes(), op,
                     ": grad_deltas must have the shape of boxes, got ", grad_deltas.sizes());
   const at::Tensor g = grad_deltas.contiguous(), b = boxes.contiguous(), a = anchors.contiguous();
-  at::Tensor grad_b = at::empty(b.sizes(), b.options()), grad_a = at::empty(a.sizes(), a.options());
+  at::Tensor grad_b = empty_large(b.sizes(), b.options()),
+             grad_a = at::empty(a.sizes(), a.options());
   dispatch_floating(boxes.scalar_type(), op, [&](auto element) {
     using T = decltype(element);
     dispatch_device(
@@ -134,7 +135,7 @@ at::Tensor decode_boxes(const at::Tensor& deltas, const at::Tensor& anchors,
       check_params(op, deltas, weights, scale_clamp, image_size, image_sizes);
   const at::Tensor d = deltas.contiguous(), a = anchors.contiguous();
   const at::Tensor sizes = image_sizes.has_value() ? image_sizes->contiguous() : at::Tensor();
-  at::Tensor boxes = at::empty(d.sizes(), d.options());
+  at::Tensor boxes = empty_large(d.sizes(), d.options());
   dispatch_floating(deltas.scalar_type(), op, [&](auto element) {
     using T = decltype(element);
     const acc_t<T>* sizes_data = sizes.defined() ? input<acc_t<T>>(sizes) : nullptr;
@@ -166,7 +167,8 @@ std::tuple<at::Tensor, at::Tensor> decode_boxes_backward(
                     ": grad_boxes must have the shape of deltas, got ", grad_boxes.sizes());
   const at::Tensor g = grad_boxes.contiguous(), d = deltas.contiguous(), a = anchors.contiguous();
   const at::Tensor sizes = image_sizes.has_value() ? image_sizes->contiguous() : at::Tensor();
-  at::Tensor grad_d = at::empty(d.sizes(), d.options()), grad_a = at::empty(a.sizes(), a.options());
+  at::Tensor grad_d = empty_large(d.sizes(), d.options()),
+             grad_a = at::empty(a.sizes(), a.options());
   dispatch_floating(deltas.scalar_type(), op, [&](auto element) {
     using T = decltype(element);
     const acc_t<T>* sizes_data = sizes.defined() ? input<acc_t<T>>(sizes) : nullptr;

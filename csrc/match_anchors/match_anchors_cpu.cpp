@@ -4,12 +4,12 @@
 #include <cstring>
 #include <limits>
 #include <memory>
-#include <type_traits>
 #include <vector>
 
 #include "common/box.h"
 #include "common/isa.h"
 #include "common/matching.h"
+#include "common/ordered_bits.h"
 #include "common/parallel_for.h"
 #include "match_anchors/match_anchors.h"
 
@@ -19,19 +19,7 @@ namespace {
 
 // Anchors a block: its arrays stay in the first-level cache, and its bounding box is small enough
 // to pass over most ground truths.
-constexpr int64_t kBlock = 256;
-
-// An integer as wide as the arithmetic, so that one vector holds as many of either. A quality is
-// never negative, so its bits, read as an integer, are ordered as it is.
-template <class A>
-using bits_t = std::conditional_t<sizeof(A) == 4, int32_t, int64_t>;
-
-template <class A>
-bits_t<A> to_bits(A value) {
-  bits_t<A> bits;
-  std::memcpy(&bits, &value, sizeof(bits));
-  return bits;
-}
+constexpr int64_t kBlock = 128;
 
 // A ground truth that takes part: without NaN. `index` is its number in its image.
 template <class A>
@@ -89,44 +77,49 @@ struct Job {
 template <class A>
 struct Block {
   alignas(64) A x1[kBlock], y1[kBlock], x2[kBlock], y2[kBlock], area[kBlock];
-  bool valid[kBlock];
   Box<A> bounds;
+  bool all_valid;
+  bool valid[kBlock];  // set only where not all are
 
+  // All loops are plain and of a fixed length, which compilers turn into vectors.
   template <class T>
   void load_from(const T* anchors, int64_t count) {
-    constexpr int64_t kLanes = 16;
+    T padded[4 * kBlock] = {};
+    if (count < kBlock) {
+      std::memcpy(padded, anchors, 4 * count * sizeof(T));
+      anchors = padded;
+    }
     for (int64_t j = 0; j < kBlock; ++j) {
-      Box<A> box{};
-      if (j < count) box = load_box(anchors, j);
-      valid[j] = !has_nan(box);
-      if (!valid[j]) box = Box<A>{};
-      x1[j] = box.x1;
-      y1[j] = box.y1;
-      x2[j] = box.x2;
-      y2[j] = box.y2;
-      area[j] = pydet::area(box);
+      x1[j] = load(anchors + 4 * j);
+      y1[j] = load(anchors + 4 * j + 1);
+      x2[j] = load(anchors + 4 * j + 2);
+      y2[j] = load(anchors + 4 * j + 3);
     }
-    // Minima and maxima lane by lane first, which compilers turn into vectors.
-    A low_x[kLanes], low_y[kLanes], high_x[kLanes], high_y[kLanes];
-    for (int64_t k = 0; k < kLanes; ++k) {
-      low_x[k] = x1[0];
-      low_y[k] = y1[0];
-      high_x[k] = x2[0];
-      high_y[k] = y2[0];
+    bits_t<A> num_nan = 0;
+    for (int64_t j = 0; j < kBlock; ++j) num_nan += has_nan(box(j)) ? 1 : 0;
+    all_valid = num_nan == 0;
+    if (!all_valid) empty_the_nan();
+    for (int64_t j = 0; j < kBlock; ++j) area[j] = pydet::area(box(j));
+    bounds = {lowest(x1), lowest(y1), highest(x2), highest(y2)};
+  }
+
+  void empty_the_nan() {
+    for (int64_t j = 0; j < kBlock; ++j) {
+      valid[j] = !has_nan(box(j));
+      if (!valid[j]) x1[j] = y1[j] = x2[j] = y2[j] = A(0);
     }
-    for (int64_t j = 0; j < kBlock && j < count; j += kLanes) {
-      for (int64_t k = 0; k < kLanes; ++k) {
-        low_x[k] = min_of(x1[j + k], low_x[k]);
-        low_y[k] = min_of(y1[j + k], low_y[k]);
-        high_x[k] = max_of(x2[j + k], high_x[k]);
-        high_y[k] = max_of(y2[j + k], high_y[k]);
-      }
-    }
-    bounds = {low_x[0], low_y[0], high_x[0], high_y[0]};
-    for (int64_t k = 1; k < kLanes; ++k) {
-      bounds = {min_of(low_x[k], bounds.x1), min_of(low_y[k], bounds.y1),
-                max_of(high_x[k], bounds.x2), max_of(high_y[k], bounds.y2)};
-    }
+  }
+
+  static A lowest(const A* values) {
+    bits_t<A> least = to_ordered(values[0]);
+    for (int64_t j = 0; j < kBlock; ++j) least = std::min(to_ordered(values[j]), least);
+    return from_ordered<A>(least);
+  }
+
+  static A highest(const A* values) {
+    bits_t<A> most = to_ordered(values[0]);
+    for (int64_t j = 0; j < kBlock; ++j) most = std::max(to_ordered(values[j]), most);
+    return from_ordered<A>(most);
   }
 
   Box<A> box(int64_t j) const { return {x1[j], y1[j], x2[j], y2[j]}; }
@@ -166,11 +159,11 @@ struct MatchBlock {
       }
       int64_t* idxs = job->matched_idxs + b * job->num_anchors + begin;
       A* ious = job->matched_ious + b * job->num_anchors + begin;
-      for (int64_t j = 0; j < count; ++j) {
-        std::memcpy(ious + j, best + j, sizeof(A));
-        const int64_t idx = decide_match(ious[j], argmax[j], fg_iou_threshold, bg_iou_threshold);
-        idxs[j] = block.valid[j] ? idx : kBackground;
-      }
+      std::memcpy(ious, best, count * sizeof(A));
+      for (int64_t j = 0; j < count; ++j)
+        idxs[j] = decide_match(ious[j], argmax[j], fg_iou_threshold, bg_iou_threshold);
+      for (int64_t j = 0; j < count && !block.all_valid; ++j)
+        idxs[j] = block.valid[j] ? idxs[j] : kBackground;
       ignore(block, image, count, idxs);
     }
   }
@@ -302,10 +295,12 @@ void match_anchors(int64_t num_images, int64_t num_anchors, int64_t num_gt, cons
   // With blocks enough for all threads, a block is loaded once for all images.
   const int64_t together = blocks >= 8 * num_threads() ? num_images : 1;
   const int64_t groups = num_images / together;
-  parallel_for(blocks * groups, 1, [&](int64_t task, int64_t) {
-    const int64_t image = task / blocks * together;
-    run_on_best_isa<MatchBlock<T>>(&job, task % blocks, image, image + together, fg, bg,
-                                   low_quality);
+  parallel_for(blocks * groups, 4, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t image = task / blocks * together;
+      run_on_best_isa<MatchBlock<T>>(&job, task % blocks, image, image + together, fg, bg,
+                                     low_quality);
+    }
   });
   if (!low_quality) return;
   for (int64_t b = 0; b < num_images; ++b) {

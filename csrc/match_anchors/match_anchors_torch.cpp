@@ -72,8 +72,8 @@ std::tuple<at::Tensor, at::Tensor> match_anchors(const at::Tensor& anchors,
   std::vector<int64_t> shape{num_anchors};
   if (offsets.has_value()) shape = {num_images, num_anchors};
   const bool wide = anchors.scalar_type() == at::kDouble;
-  at::Tensor idxs = at::empty(shape, anchors.options().dtype(at::kLong));
-  at::Tensor ious = at::empty(shape, anchors.options().dtype(wide ? at::kDouble : at::kFloat));
+  at::Tensor idxs = empty_large(shape, anchors.options().dtype(at::kLong));
+  at::Tensor ious = empty_large(shape, anchors.options().dtype(wide ? at::kDouble : at::kFloat));
   dispatch_floating(anchors.scalar_type(), kOp, [&](auto element) {
     using T = decltype(element);
     dispatch_device(

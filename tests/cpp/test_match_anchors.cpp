@@ -133,7 +133,7 @@ void test_offsets() {
 int main() {
   for (const bool low_quality : {false, true}) {
     for (const bool nan : {false, true}) {
-      for (int64_t num_anchors : {0, 1, 256, 513}) {
+      for (int64_t num_anchors : {0, 1, 127, 256, 385}) {
         test<float>(num_anchors, {0, 0}, low_quality, nan);
         test<float>(num_anchors, {0, 40}, low_quality, nan);
         test<float>(num_anchors, {0, 3, 3, 20}, low_quality, nan);
@@ -143,7 +143,7 @@ int main() {
     test<float>(40, {0, 255, 512, 770}, low_quality, true);  // around the size of a tile
   }
   // Enough blocks that the CPU kernel loads each once for all images.
-  const int64_t many = 256 * 8 * std::max(1u, std::thread::hardware_concurrency()) + 3;
+  const int64_t many = 128 * 8 * std::max(1u, std::thread::hardware_concurrency()) + 3;
   test<float>(std::min<int64_t>(many, 1 << 16), {0, 1, 3}, true, true);
   test_offsets();
   return check::result();
