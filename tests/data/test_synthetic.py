@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pydet.data import open_dataset, write_synthetic_dataset
-from pydet.data.synthetic import CLASS_NAMES, _draw_shape, _Painter
+from pydet.data.synthetic import _TYPICAL_COLORS, CLASS_NAMES, _draw_shape, _Painter
 
 
 def test_it_opens_in_strict_mode_and_has_the_asked_size(tmp_path):
@@ -59,7 +59,7 @@ def test_boxes_are_tight_and_objects_visible(seed, monkeypatch):
     shown = np.full((painter.height, painter.width), -1)
     whole = {}
 
-    def color(window, mask):
+    def color(window, mask, label):
         # The window is a view into the canvas: its place follows from the addresses.
         offset = (window.__array_interface__["data"][0] - canvas_address) // 12
         top, left = divmod(offset, painter.width)
@@ -127,3 +127,27 @@ def test_classes_and_sizes_are_varied(tmp_path):
 def test_arguments_that_make_no_sense(tmp_path, arguments, words):
     with pytest.raises(ValueError, match=words):
         write_synthetic_dataset(tmp_path, **arguments)
+
+
+def test_upright_shapes():
+    square = _draw_shape("square", 40, np.random.default_rng(0), max_turn=0) >= 128
+    rows, columns = np.nonzero(square)
+    assert square[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1].all()
+    triangle = _draw_shape("triangle", 40, np.random.default_rng(0), max_turn=0) >= 128
+    assert np.flatnonzero(triangle.any(axis=1))[0] == 0  # its tip is at the top
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_typical_colors_tell_the_class(seed):
+    """The colour in the middle of an object is nearest to that of its class (rings are hollow)."""
+    rng = np.random.default_rng(seed)
+    picture, objects = _Painter(rng, 128, 1, (40, 64), 20, typical_colors=True).paint()
+    pixels = np.asarray(picture).astype(float)
+    for item in objects:
+        label = item["category_id"] - 1
+        x, y, width, height = item["bbox"]
+        if CLASS_NAMES[label] == "ring" or x == 0 or y == 0:
+            continue
+        middle = pixels[y + height // 2 - 2 : y + height // 2 + 3, x + width // 2][:, None]
+        distances = np.abs(middle.mean(axis=(0, 1)) - np.array(_TYPICAL_COLORS)).sum(axis=1)
+        assert distances.argmin() == label
