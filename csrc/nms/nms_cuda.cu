@@ -165,7 +165,6 @@ __global__ void __launch_bounds__(kResolveThreads)
     const uint64_t* mask = tiles.mask + image * tiles.size * mask_words;
     uint32_t* hidden = tiles.hidden + image * (tiles.size / kWarp);
     const int words = static_cast<int>(ceil_div<int64_t>(rows, kWord));
-    __syncthreads();  // nobody is still at the image before
     for (int64_t row = thread; row < rows; row += kResolveThreads) {
       diagonal[row] = mask[row * mask_words + row / kWord];
     }
@@ -203,7 +202,7 @@ __global__ void __launch_bounds__(kResolveThreads)
         }
         if (bits != 0) atomicOr(&removed[other], bits);
       }
-      __syncthreads();
+      __syncthreads();  // also before the next image writes to the shared arrays
     }
     if (thread == 0) counts[image] = num_kept;
   }
