@@ -20,15 +20,15 @@ void bind_nms(pybind11::module_& m);
 
 }  // namespace pydet
 
-// pydet/_build_info.py reads this from the file, before it dares to load the module.
-static const char kBuildInfo[] =
+// pydet/_build_info.py reads this from the file, before it dares to load the module. "used" keeps
+// it there whole: code that copied it would let the compiler take it apart.
+[[gnu::used]] static const char kBuildInfo[] =
     "pydet-build|torch=" PYDET_TORCH_VERSION "|python=" PY_VERSION "|compiler=" __VERSION__
     "|cuda=" PYDET_CUDA_VERSION "|cuda_architectures=" PYDET_CUDA_ARCHITECTURES;
 
 PYBIND11_MODULE(_C, m) {
   m.def("cpu_isa", [] { return std::string(pydet::isa_name(pydet::active_isa())); });
   m.def("num_threads", &pydet::num_threads);
-  m.attr("build_info") = kBuildInfo;
 
   // One line an op, alphabetical.
   pydet::bind_box_coding(m);

@@ -100,6 +100,7 @@ def test_build_info_of_this_build() -> None:
     build = read_build_info(find_module())
     assert build["torch"] == torch.__version__
     assert build["python"].split(".")[:2] == sys.version.split()[0].split(".")[:2]
+    assert list(build) == ["torch", "python", "compiler", "cuda", "cuda_architectures"]
     assert build["compiler"]
     assert misfit(build) == ""
 
