@@ -14,7 +14,7 @@ pytest.importorskip("lightning_fabric", reason="needs the packages for training"
 
 
 def _demo(folder: Path, required: str) -> int:
-    sizes = ("--images", "20", "--epochs", "1", "--pictures", "3")
+    sizes = ("--images", "40", "--epochs", "1", "--pictures", "3")
     return main(
         ["demo", "--output", str(folder), *sizes, "--required-ap50", required, "--no-progress"]
     )

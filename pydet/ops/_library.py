@@ -20,13 +20,14 @@ _lib = torch.library.Library("pydet", "DEF")
 
 def _load() -> tuple[ModuleType | None, str]:
     """The compiled module, or None and a sentence that says what is wrong and how to mend it."""
-    reason = misfit(read_build_info(find_module()))
+    file = find_module()
+    if file is None:  # and no other copy of pydet may lend its own
+        return None, f"pydet's compiled part (pydet._C) is not built. {MEND}."
+    reason = misfit(read_build_info(file))
     if reason:
         return None, reason
     try:
         module = importlib.import_module("pydet._C")
-    except ModuleNotFoundError:
-        return None, f"pydet's compiled part (pydet._C) is not built. {MEND}."
     except ImportError as error:
         return None, f"pydet's compiled part does not load ({error}). {MEND}."
     return module, ""
