@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks._harness import Case, num_bytes, peers
+from benchmarks.bench_box_iou import eager_box_iou
 from pydet.ops import match_anchors
 
 _FOREGROUND, _BACKGROUND = 0.5, 0.4
@@ -40,20 +41,11 @@ def _objects(count: int, device: torch.device, generator: torch.Generator) -> Te
     return torch.cat([corners, corners + sides], 1).to(device)
 
 
-def _box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
-    top_left = torch.maximum(boxes1[:, None, :2], boxes2[:, :2])
-    bottom_right = torch.minimum(boxes1[:, None, 2:], boxes2[:, 2:])
-    intersection = (bottom_right - top_left).clamp(min=0).prod(2)
-    area1 = (boxes1[:, 2:] - boxes1[:, :2]).prod(1)
-    area2 = (boxes2[:, 2:] - boxes2[:, :2]).prod(1)
-    return intersection / (area1[:, None] + area2 - intersection)
-
-
 def _eager(anchors: Tensor, gt_boxes: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
     """Matrix, maximum, thresholds and the low-quality rule, image by image."""
     idxs, ious = [], []
     for begin, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
-        matrix = _box_iou(gt_boxes[begin:end], anchors)
+        matrix = eager_box_iou(gt_boxes[begin:end], anchors)
         best, own = matrix.max(0)
         matched = own.clone()
         matched[best < _FOREGROUND] = -2
