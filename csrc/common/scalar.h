@@ -123,4 +123,27 @@ PYDET_HOST_DEVICE T max_of(T a, T b) {
   return a > b ? a : b;
 }
 
+// The same for formulas whose derivatives count (common/dual.h): at a tie each of the two gets half
+// of the gradient, as with torch.minimum and torch.maximum.
+template <class T>
+PYDET_HOST_DEVICE T shared_min_of(T a, T b) {
+  return min_of(a, b);
+}
+template <class T>
+PYDET_HOST_DEVICE T shared_max_of(T a, T b) {
+  return max_of(a, b);
+}
+
+// max(x, 0), 0 for NaN; the gradient passes from 0 on, as with torch.clamp(min=0).
+template <class T>
+PYDET_HOST_DEVICE T positive_part(T x) {
+  return max_of(x, T(0));
+}
+
+// The number as a constant for the derivatives, as under torch.no_grad.
+template <class T>
+PYDET_HOST_DEVICE T constant_of(T number) {
+  return number;
+}
+
 }  // namespace pydet
