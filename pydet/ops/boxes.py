@@ -215,5 +215,5 @@ def remove_small_boxes(boxes: Tensor, min_size: float) -> Tensor:
     op = "remove_small_boxes"
     _check_rows(op, boxes)
     check_shape(op, "boxes", boxes, "[N, ..., 4]", lambda shape: len(shape) > 1)
-    check_number(op, "min_size", min_size, "a number", lambda size: not math.isnan(size))
+    check_number(op, "min_size", min_size, "a number", lambda size: size <= math.inf)
     return torch.where(_large_boxes(boxes, min_size))[0]

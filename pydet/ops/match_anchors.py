@@ -126,13 +126,12 @@ def match_anchors(
     check_number(
         op, "fg_iou_threshold", fg_iou_threshold, "a number", lambda x: -math.inf <= x <= math.inf
     )
-    check_number(
-        op,
-        "bg_iou_threshold",
-        bg_iou_threshold,
-        f"at most fg_iou_threshold ({fg_iou_threshold})",
-        lambda x: x <= fg_iou_threshold,
-    )
+    check_number(op, "bg_iou_threshold", bg_iou_threshold, "a number", lambda x: x <= math.inf)
+    if bg_iou_threshold > fg_iou_threshold:
+        raise ValueError(
+            f"{op}: bg_iou_threshold must be at most fg_iou_threshold ({fg_iou_threshold}), "
+            f"got {bg_iou_threshold}"
+        )
     if gt_ignored is not None:
         check_tensor(op, "gt_ignored", gt_ignored)
         check_dtype(op, "gt_ignored", gt_ignored, (torch.bool,))

@@ -132,7 +132,8 @@ def eager(boxes1, boxes2):
     area2 = (boxes2[:, 2] - boxes2[:, 0]) * (boxes2[:, 3] - boxes2[:, 1])
     top_left = torch.max(boxes1[:, None, :2], boxes2[:, :2])
     bottom_right = torch.min(boxes1[:, None, 2:], boxes2[:, 2:])
-    sides = (bottom_right - top_left).clamp(min=0)
+    sides = bottom_right - top_left
+    sides = torch.where(sides >= 0, sides, 0)  # as clamp, whose gradient at 0 torch 2.14 changed
     intersection = sides[..., 0] * sides[..., 1]
     return intersection / (area1[:, None] + area2 - intersection)
 

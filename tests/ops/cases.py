@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One call of every public op: what ``test_contract.py`` runs and ``docs/ops.md`` is made from.
+
+An op has a case for each form of its arguments that takes another way through its code. A case says
+how ordinary arguments of any size, dtype and device are made and which of them have a gradient; the
+contract test does with it all that is asked of every op alike.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from pydet import ops
+from tests.strategies import DTYPES
+
+
+@dataclass(frozen=True)
+class OpCase:
+    """One way to call one function or module of ``pydet.ops``.
+
+    Attributes:
+        function: Its name in ``pydet.ops``.
+        make: ``make(size, random)`` gives the tensors by argument name: float64 (or integers or
+            bool) on the CPU, with ``size`` where users have "any number" (boxes, rows, RoIs; 0 must
+            do); made with the methods of ``random`` alone. Floating ones are then cast and moved.
+        call: ``call(**tensors)`` where the function's own arguments do not do: lists, modules.
+        arguments: Further arguments of the function.
+        variant: What sets this case apart from the op's others, in a word.
+        gradients: Names of the tensors that a gradient is defined for. Values that ``make`` gives
+            must keep away from the kinks of the function (ties, borders) for numeric gradients.
+        second: Whether second derivatives are; where not, asking for them raises.
+        dtypes: Floating dtypes that the tensors may have, float32 first.
+        many: A size large enough to be shared by several threads.
+        deterministic: "always", or "switched": on a GPU the same bits run to run only under
+            ``torch.use_deterministic_algorithms(True)``.
+        tolerance: Relative and absolute error that results in float32 may have against float64;
+            0 where only decisions come out. Lesser dtypes may have that of their last bits more.
+        export: Whether ``torch.export`` with dynamic sizes takes it.
+    """
+
+    function: str
+    make: Callable[[int, "Random"], dict[str, Tensor]]
+    call: Callable[..., Any] | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    variant: str = ""
+    gradients: tuple[str, ...] = ()
+    second: bool = True
+    dtypes: tuple[torch.dtype, ...] = DTYPES
+    many: int = 3000
+    deterministic: Literal["always", "switched"] = "always"
+    tolerance: float = 1e-4
+    export: bool = True
+
+    @property
+    def name(self) -> str:
+        """The id of the case in tests."""
+        return f"{self.function}-{self.variant}" if self.variant else self.function
+
+    def tensors(
+        self,
+        size: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+    ) -> dict[str, Tensor]:
+        """The tensors of one call; equal for equal arguments."""
+        made = self.make(size, Random(seed))
+        return {
+            name: tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
+            for name, tensor in made.items()
+        }
+
+    def run(self, **tensors: Tensor) -> list[Tensor]:
+        """Calls the op; its results as a flat list."""
+        function = self.call or getattr(ops, self.function)
+        return torch.utils._pytree.tree_leaves(function(**tensors, **self.arguments))
+
+
+class Random:
+    """Random tensors from one seed."""
+
+    def __init__(self, seed: int) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+        """[*shape] float64 in [low, high)."""
+        drawn = torch.rand(*shape, generator=self._generator, dtype=torch.float64)
+        return low + (high - low) * drawn
+
+    def normal(self, *shape: int) -> Tensor:
+        """[*shape] float64, standard normal."""
+        return torch.randn(*shape, generator=self._generator, dtype=torch.float64)
+
+    def integers(self, *shape: int, low: int = 0, high: int) -> Tensor:
+        """[*shape] int64 in [low, high)."""
+        return torch.randint(low, high, shape, generator=self._generator)
+
+    def boxes(self, *shape: int, image: float = 64.0) -> Tensor:
+        """[*shape, 4] xyxy float64 with sides from image / 16 to image / 2."""
+        corners = self.uniform(*shape, 2, high=image / 2)
+        sides = self.uniform(*shape, 2, low=image / 16, high=image / 2)
+        return torch.cat([corners, corners + sides], dim=-1)
+
+    def scores(self, *shape: int) -> Tensor:
+        """[*shape] float64: distinct multiples of 1/256 (a few equal where there are more)."""
+        count = torch.Size(shape).numel()
+        return (
+            ((torch.randperm(count, generator=self._generator) % 255 + 1) / 256)
+            .reshape(shape)
+            .double()
+        )
+
+
+def _two_sets(size: int, random: Random) -> dict[str, Tensor]:
+    return {"boxes1": random.boxes(size), "boxes2": random.boxes(size + 1)}
+
+
+def _boxes_and_scores(size: int, random: Random) -> dict[str, Tensor]:
+    return {"boxes": random.boxes(size).round(), "scores": random.scores(size)}
+
+
+def _padded_batch(size: int, random: Random) -> dict[str, Tensor]:
+    return {
+        "boxes": random.boxes(2, size).round(),
+        "scores": random.scores(2, size),
+        "idxs": random.integers(2, size, high=3),
+    }
+
+
+def _anchors_and_ground_truth(size: int, random: Random) -> dict[str, Tensor]:
+    return {"anchors": random.boxes(size).round(), "gt_boxes": random.boxes(5).round()}
+
+
+CASES: tuple[OpCase, ...] = (
+    OpCase(
+        "batched_nms",
+        lambda size, random: (
+            _boxes_and_scores(size, random) | {"idxs": random.integers(size, high=3)}
+        ),
+        arguments={"iou_threshold": 0.5},
+        tolerance=0,
+    ),
+    OpCase(
+        "batched_nms",
+        _padded_batch,
+        variant="padded",
+        arguments={"iou_threshold": 0.5, "max_output": 7, "score_threshold": 0.1},
+        tolerance=0,
+    ),
+    OpCase(
+        "box_area",
+        lambda size, random: {"boxes": random.boxes(size)},
+        gradients=("boxes",),
+        second=False,
+    ),
+    OpCase(
+        "box_convert",
+        lambda size, random: {"boxes": random.boxes(size)},
+        arguments={"in_fmt": "xyxy", "out_fmt": "cxcywh"},
+        gradients=("boxes",),
+        second=False,
+    ),
+    OpCase("box_iou", _two_sets, gradients=("boxes1", "boxes2"), second=False, many=700),
+    OpCase(
+        "clip_boxes_to_image",
+        lambda size, random: {"boxes": random.boxes(size) - 8},
+        arguments={"size": (40, 50)},
+        gradients=("boxes",),
+        second=False,
+    ),
+    OpCase(
+        "decode_boxes",
+        lambda size, random: {
+            "deltas": random.normal(2, size, 4),
+            "anchors": random.boxes(size),
+        },
+        gradients=("deltas", "anchors"),
+        second=False,
+    ),
+    OpCase(
+        "encode_boxes",
+        lambda size, random: {"boxes": random.boxes(size), "anchors": random.boxes(size)},
+        gradients=("boxes", "anchors"),
+        second=False,
+    ),
+    OpCase(
+        "match_anchors",
+        _anchors_and_ground_truth,
+        arguments={"fg_iou_threshold": 0.5, "bg_iou_threshold": 0.4},
+        tolerance=1e-6,
+    ),
+    OpCase(
+        "match_anchors",
+        lambda size, random: (
+            _anchors_and_ground_truth(size, random)
+            | {"gt_ignored": torch.arange(5) % 3 == 0, "offsets": torch.tensor([0, 2, 2, 5])}
+        ),
+        variant="batched",
+        arguments={
+            "fg_iou_threshold": 0.5,
+            "bg_iou_threshold": 0.4,
+            "allow_low_quality_matches": True,
+        },
+        tolerance=1e-6,
+    ),
+    OpCase("nms", _boxes_and_scores, arguments={"iou_threshold": 0.5}, tolerance=0),
+    OpCase(
+        "remove_small_boxes",
+        lambda size, random: {"boxes": random.boxes(size).round()},
+        arguments={"min_size": 10.0},
+        tolerance=0,
+    ),
+    OpCase(
+        "sigmoid_focal_loss",
+        lambda size, random: {
+            "inputs": random.normal(size, 5) * 4,
+            "targets": random.uniform(size, 5, low=0.1, high=0.9),
+        },
+        gradients=("inputs", "targets"),
+        second=False,
+    ),
+    OpCase(
+        "sigmoid_focal_loss",
+        lambda size, random: {
+            "inputs": random.normal(size, 5) * 4,
+            "targets": random.integers(size, low=-2, high=5),
+        },
+        variant="labels",
+        arguments={"reduction": "mean", "gamma": 1.5},
+        gradients=("inputs",),
+        second=False,
+    ),
+)

@@ -1,0 +1,321 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is asked of every op alike, run over ``cases.py``; each op has a file of its own beside."""
+
+import inspect
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pydet import ops
+from tests.conftest import needs_cuda
+from tests.ops.cases import CASES, OpCase
+from tests.ops.recording import record, weights_like, with_gradient
+from tests.ops.table import DOCUMENT, markdown
+from tests.strategies import layouts
+
+each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+each_gradient = pytest.mark.parametrize(
+    "case", [case for case in CASES if case.gradients], ids=lambda case: case.name
+)
+
+# Half a unit in the last place of a result, and a few more where a sum was rounded.
+LAST_BITS = {torch.float16: 2**-9, torch.bfloat16: 2**-6, torch.float32: 0.0, torch.float64: 0.0}
+
+
+def run_with_gradients(case: OpCase, tensors: dict[str, Tensor]) -> list[Tensor]:
+    """All results and, where there are any, the gradients of a weighted sum of them."""
+    leaves = with_gradient(case, tensors)
+    results = case.run(**leaves)
+    floating = [result for result in results if result.requires_grad]
+    if floating:
+        total = sum((result.double() * weights_like(result)).sum() for result in floating)
+        total.backward()
+    return [
+        *(result.detach() for result in results),
+        *(leaves[name].grad for name in case.gradients),
+    ]
+
+
+def assert_equal(got: list[Tensor], wanted: list[Tensor], note: str = "") -> None:
+    """The same shapes, dtypes and values, NaN included, bit for bit up to the sign of 0."""
+    assert len(got) == len(wanted)
+    for x, y in zip(got, wanted, strict=True):
+        torch.testing.assert_close(
+            x, y, rtol=0, atol=0, equal_nan=True, check_device=False, msg=lambda m: f"{note}: {m}"
+        )
+
+
+def assert_close(case: OpCase, got: list[Tensor], wanted: list[Tensor]) -> None:
+    """Within the case's tolerance and the last bits of the lesser dtype; decisions equal."""
+    for x, y in zip(got, wanted, strict=True):
+        assert x.shape == y.shape
+        if not x.is_floating_point():
+            assert torch.equal(x.cpu(), y.cpu())
+            continue
+        scale = y.abs().max().item() if y.numel() else 0.0
+        bits = max(LAST_BITS[x.dtype], LAST_BITS[y.dtype])
+        error = case.tolerance + bits if case.tolerance else 0.0
+        torch.testing.assert_close(
+            x.double().cpu(), y.double().cpu(), rtol=error, atol=error * scale, equal_nan=True
+        )
+
+
+# --- the lists ---------------------------------------------------------------------------------
+
+
+def test_every_public_op_has_a_case():
+    public = {
+        name
+        for name, value in vars(ops).items()
+        if not name.startswith("_")
+        and (
+            inspect.isfunction(value)
+            or (inspect.isclass(value) and issubclass(value, torch.nn.Module))
+        )
+    }
+    assert public == {case.function for case in CASES}
+    names = [case.name for case in CASES]
+    assert names == sorted(names, key=str.lower), "cases.py must be in alphabetical order"
+    assert len(set(names)) == len(names)
+
+
+def test_the_document_is_made_from_the_cases():
+    assert DOCUMENT.read_text(encoding="utf-8") == markdown(), (
+        "docs/ops.md is not what the cases say: python -m tests.ops.table"
+    )
+
+
+# --- values ------------------------------------------------------------------------------------
+
+
+@each_case
+def test_dtypes(case: OpCase, device: torch.device):
+    """Every dtype gives what float64 gives from the same (rounded) values."""
+    for dtype in case.dtypes:
+        tensors = case.tensors(9, dtype, device)
+        wide = {
+            name: tensor.double() if tensor.is_floating_point() else tensor
+            for name, tensor in tensors.items()
+        }
+        assert_close(case, run_with_gradients(case, tensors), run_with_gradients(case, wide))
+
+
+@each_case
+def test_empty(case: OpCase, device: torch.device):
+    for dtype in case.dtypes:
+        tensors = case.tensors(0, dtype, device)
+        for result in run_with_gradients(case, tensors):
+            assert result.device.type == device.type
+
+
+@each_case
+def test_layouts(case: OpCase, device: torch.device):
+    """Strides, offsets and memory formats change no bit."""
+    tensors = case.tensors(6, device=device)
+    wanted = run_with_gradients(case, tensors)
+    for name, tensor in tensors.items():
+        for layout, same in layouts(tensor):
+            leaf = same.detach().requires_grad_(name in case.gradients)
+            others = {key: value for key, value in tensors.items() if key != name}
+            results = case.run(**others, **{name: leaf})
+            for x, y in zip(results, wanted, strict=False):
+                torch.testing.assert_close(x, y, rtol=0, atol=0, equal_nan=True)
+            floating = [result for result in results if result.requires_grad]
+            if floating and name in case.gradients:
+                sum((r.double() * weights_like(r)).sum() for r in floating).backward()
+                position = len(results) + case.gradients.index(name)
+                assert leaf.grad is not None
+                assert_equal([leaf.grad], [wanted[position]], f"{name} {layout}")
+
+
+@needs_cuda
+@each_case
+def test_cuda_is_as_the_cpu(case: OpCase):
+    for dtype in case.dtypes:
+        on_cpu = run_with_gradients(case, case.tensors(case.many, dtype))
+        on_cuda = run_with_gradients(case, case.tensors(case.many, dtype, "cuda"))
+        assert_close(case, on_cuda, on_cpu)
+
+
+# --- gradients ---------------------------------------------------------------------------------
+
+
+def function_of_leaves(case: OpCase, tensors: dict[str, Tensor]) -> Any:
+    """The case as a function of the tensors with a gradient: its differentiable results."""
+
+    def function(*leaves: Tensor) -> tuple[Tensor, ...]:
+        results = case.run(**(tensors | dict(zip(case.gradients, leaves, strict=True))))
+        return tuple(result for result in results if result.requires_grad)
+
+    return function
+
+
+@each_gradient
+def test_first_derivative(case: OpCase, device: torch.device):
+    tensors = with_gradient(case, case.tensors(3, torch.float64, device))
+    leaves = tuple(tensors[name] for name in case.gradients)
+    assert torch.autograd.gradcheck(function_of_leaves(case, tensors), leaves)
+
+
+@each_gradient
+def test_second_derivative(case: OpCase, device: torch.device):
+    tensors = with_gradient(case, case.tensors(3, torch.float64, device))
+    leaves = tuple(tensors[name] for name in case.gradients)
+    if case.second:
+        assert torch.autograd.gradgradcheck(function_of_leaves(case, tensors), leaves)
+        return
+    results = function_of_leaves(case, tensors)(*leaves)
+    weights = [torch.ones_like(result).requires_grad_() for result in results]
+    grads = torch.autograd.grad(results, leaves, weights, create_graph=True)
+    with pytest.raises(NotImplementedError, match="second derivative"):
+        sum(grad.sum() for grad in grads).backward()
+
+
+@each_case
+def test_results_without_a_gradient_have_none(case: OpCase, device: torch.device):
+    if case.gradients:
+        return
+    tensors = {
+        name: tensor.requires_grad_(tensor.is_floating_point())
+        for name, tensor in case.tensors(5, device=device).items()
+    }
+    assert not any(result.requires_grad for result in case.run(**tensors))
+
+
+# --- the same bits -----------------------------------------------------------------------------
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@each_case
+def test_any_number_of_threads_gives_the_same_bits(case: OpCase):
+    tensors = case.tensors(case.many)
+    results = []
+    for count in (1, 2, 3):
+        with threads(count):
+            results.append(run_with_gradients(case, tensors))
+    for other in results[1:]:
+        assert_equal(other, results[0])
+
+
+@contextmanager
+def deterministic_algorithms() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@each_case
+def test_the_same_bits_run_to_run(case: OpCase, device: torch.device):
+    tensors = case.tensors(case.many, device=device)
+    with deterministic_algorithms():
+        first = run_with_gradients(case, tensors)
+        for _ in range(3):
+            assert_equal(run_with_gradients(case, tensors), first, "switched")
+    if case.deterministic == "always":
+        for _ in range(3):
+            assert_equal(run_with_gradients(case, tensors), first, "not switched")
+
+
+# --- registration ------------------------------------------------------------------------------
+
+
+@each_case
+def test_opcheck(case: OpCase, device: torch.device):
+    """Schema, fake implementation and registration of all native ops that the case calls."""
+    highest = bool(case.gradients) + (bool(case.gradients) and case.second)
+    for op, (order, args, kwargs) in record(case, device).items():
+        leaves = torch.utils._pytree.tree_map_only(
+            Tensor,
+            lambda t, order=order: (
+                t.detach().clone().requires_grad_(t.requires_grad and order < highest)
+            ),
+            args,
+        )
+        torch.library.opcheck(op, leaves, kwargs)
+
+
+@each_case
+def test_compile(case: OpCase, device: torch.device):
+    compiled = torch.compile(case.run, fullgraph=True, dynamic=True, backend="aot_eager")
+    for size in (5, 8, 3):
+        tensors = with_gradient(case, case.tensors(size, device=device))
+        wanted = run_with_gradients(case, tensors)
+        results = compiled(**tensors)
+        floating = [result for result in results if result.requires_grad]
+        if floating:
+            sum((r.double() * weights_like(r)).sum() for r in floating).backward()
+        got = [*(r.detach() for r in results), *(tensors[name].grad for name in case.gradients)]
+        assert_equal(got, wanted)
+    torch.compiler.reset()
+
+
+class Exported(torch.nn.Module):
+    """A module around a case, as torch.export wants one."""
+
+    def __init__(self, case: OpCase) -> None:
+        super().__init__()
+        self.run = case.run
+
+    def forward(self, tensors: dict[str, Tensor]) -> list[Tensor]:
+        return self.run(**tensors)
+
+
+def dynamic_dimensions(case: OpCase) -> dict[str, dict[int, Any]]:
+    """The dimensions of each tensor that depend on the size."""
+    a, b = case.tensors(5), case.tensors(8)
+    return {
+        name: {
+            dim: torch.export.Dim.DYNAMIC
+            for dim, (x, y) in enumerate(zip(a[name].shape, b[name].shape, strict=True))
+            if x != y
+        }
+        for name in a
+    }
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.export], ids=lambda case: case.name
+)
+def test_export(case: OpCase, device: torch.device):
+    program = torch.export.export(
+        Exported(case),
+        (case.tensors(5, device=device),),
+        dynamic_shapes=(dynamic_dimensions(case),),
+    )
+    for size in (5, 8):
+        tensors = case.tensors(size, device=device, seed=1)
+        assert_equal(program.module()(tensors), case.run(**tensors))
+
+
+@each_case
+def test_autocast(case: OpCase, device: torch.device):
+    """Under autocast nothing is computed in less than what the tensors have."""
+    for dtype in {torch.float32, torch.bfloat16} & set(case.dtypes):
+        tensors = case.tensors(6, dtype, device)
+        wanted = case.run(**tensors)
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            results = case.run(**tensors)
+        assert_close(case, results, wanted)
+
+
+@each_case
+def test_no_warnings(case: OpCase, device: torch.device):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run_with_gradients(case, case.tensors(4, device=device))
