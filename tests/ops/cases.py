@@ -87,12 +87,12 @@ class Random:
 
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         """[*shape] float64 in [low, high)."""
-        drawn = torch.rand(*shape, generator=self._generator, dtype=torch.float64)
+        drawn = torch.rand(shape, generator=self._generator, dtype=torch.float64)
         return low + (high - low) * drawn
 
     def normal(self, *shape: int) -> Tensor:
         """[*shape] float64, standard normal."""
-        return torch.randn(*shape, generator=self._generator, dtype=torch.float64)
+        return torch.randn(shape, generator=self._generator, dtype=torch.float64)
 
     def integers(self, *shape: int, low: int = 0, high: int) -> Tensor:
         """[*shape] int64 in [low, high)."""
