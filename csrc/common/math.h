@@ -24,11 +24,9 @@ PYDET_HOST_DEVICE float mul_add(float a, float b, float c) {
 }
 PYDET_HOST_DEVICE double mul_add(double a, double b, double c) { return a * b + c; }
 
-// exp(x) for x <= 0; results below the smallest normal number (2^-126) are 0. NaN for NaN.
-PYDET_HOST_DEVICE float exp_of_negative(float x) {
-#if defined(__CUDA_ARCH__)
-  return expf(x);
-#else
+// exp(x) for x <= 0 by additions and multiplications alone: the same bits on the device, too. Results
+// below the smallest normal number (2^-126; double: 2^-1022) are 0. NaN for NaN. For what decides.
+PYDET_HOST_DEVICE float portable_exp_of_negative(float x) {
   constexpr float kLeast = -87.33654f;     // log(2^-126), rounded towards 0
   constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   const float y = max_of(kLeast, x);       // in this order a NaN stays
@@ -46,6 +44,39 @@ PYDET_HOST_DEVICE float exp_of_negative(float x) {
   // The low bits of `shifted` are n; multiply by 2^n.
   const float power = float_from_bits((bits_from_float(shifted) + 127u) << 23);
   return x < kLeast ? 0.0f : mantissa * power;
+}
+
+PYDET_HOST_DEVICE double portable_exp_of_negative(double x) {
+  constexpr double kLeast = -708.396418532264;      // log(2^-1022), rounded towards 0
+  constexpr double kRounder = 6755399441055744.0;  // 1.5 * 2^52
+  const double y = max_of(kLeast, x);
+  const double shifted = y * 1.4426950408889634 + kRounder;
+  const double n = shifted - kRounder;
+  const double r = (y - n * 0.693145751953125) - n * 1.42860682030941723212e-6;
+  // Taylor's series: the first term left out is below 5e-18 on [-log(2)/2, log(2)/2].
+  double q = 1.0 / 6227020800.0;
+  q = q * r + 1.0 / 479001600.0;
+  q = q * r + 1.0 / 39916800.0;
+  q = q * r + 1.0 / 3628800.0;
+  q = q * r + 1.0 / 362880.0;
+  q = q * r + 1.0 / 40320.0;
+  q = q * r + 1.0 / 5040.0;
+  q = q * r + 1.0 / 720.0;
+  q = q * r + 1.0 / 120.0;
+  q = q * r + 1.0 / 24.0;
+  q = q * r + 1.0 / 6.0;
+  q = q * r + 0.5;
+  const double mantissa = (q * (r * r) + r) + 1.0;
+  const double power = double_from_bits((bits_from_double(shifted) + 1023u) << 52);
+  return x < kLeast ? 0.0 : mantissa * power;
+}
+
+// exp(x) for x <= 0, on the device by the library.
+PYDET_HOST_DEVICE float exp_of_negative(float x) {
+#if defined(__CUDA_ARCH__)
+  return expf(x);
+#else
+  return portable_exp_of_negative(x);
 #endif
 }
 PYDET_HOST_DEVICE double exp_of_negative(double x) { return exp(x); }

@@ -58,6 +58,26 @@ PYDET_HOST_DEVICE uint32_t bits_from_float(float value) {
 #endif
 }
 
+PYDET_HOST_DEVICE double double_from_bits(uint64_t bits) {
+#if defined(__CUDA_ARCH__)
+  return __longlong_as_double(static_cast<long long>(bits));
+#else
+  double value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+#endif
+}
+
+PYDET_HOST_DEVICE uint64_t bits_from_double(double value) {
+#if defined(__CUDA_ARCH__)
+  return static_cast<uint64_t>(__double_as_longlong(value));
+#else
+  uint64_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  return bits;
+#endif
+}
+
 PYDET_HOST_DEVICE float load(const float* p) { return *p; }
 PYDET_HOST_DEVICE double load(const double* p) { return *p; }
 

@@ -5,23 +5,12 @@
 
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 
 #include "common/box.h"
 #include "common/host_device.h"
 #include "common/scalar.h"
 
 namespace pydet {
-
-PYDET_HOST_DEVICE uint64_t bits_from_double(double value) {
-#if defined(__CUDA_ARCH__)
-  return static_cast<uint64_t>(__double_as_longlong(value));
-#else
-  uint64_t bits;
-  std::memcpy(&bits, &value, sizeof(bits));
-  return bits;
-#endif
-}
 
 // Keys of scores: a smaller key is a larger score. -0 and 0 have one key; NaN has the largest, so
 // it ranks last, behind -infinity. Sorted by a stable sort, ties stand in the order of their
@@ -59,6 +48,14 @@ template <class A>
 A threshold_below(double threshold) {
   const A rounded = static_cast<A>(threshold);
   return static_cast<double>(rounded) > threshold ? std::nextafter(rounded, A(-1)) : rounded;
+}
+
+// The smallest A that is not below `threshold`: an A is at least the one exactly where it is at
+// least the other.
+template <class A>
+A threshold_above(double threshold) {
+  const A rounded = static_cast<A>(threshold);
+  return static_cast<double>(rounded) < threshold ? std::nextafter(rounded, A(2)) : rounded;
 }
 
 // `score_threshold` in the precision of T, as torch compares a tensor of T with a number.

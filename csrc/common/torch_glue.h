@@ -11,6 +11,7 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include <cstdint>
+#include <optional>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -82,6 +83,23 @@ inline void check_alike(const char* op, const char* name, const at::Tensor& tens
                    tensor.scalar_type());
   TORCH_CHECK_VALUE(tensor.device() == other.device(), op, ": ", name, " must be on the device of ",
                     other_name, " (", other.device(), "), got ", tensor.device());
+}
+
+// The inputs of all suppression ops: boxes [.., N, 4], scores [.., N], classes [.., N] or none.
+inline void check_suppression_inputs(const char* op, const at::Tensor& boxes, const at::Tensor& scores,
+                  const std::optional<at::Tensor>& idxs) {
+  check_boxes(op, "boxes", boxes);
+  const at::IntArrayRef shape = boxes.sizes().slice(0, boxes.dim() - 1);
+  check_alike(op, "scores", scores, "boxes", boxes);
+  TORCH_CHECK_VALUE(scores.sizes() == shape, op, ": scores must have shape ", shape, ", got ",
+                    scores.sizes());
+  if (!idxs.has_value()) return;
+  TORCH_CHECK_TYPE(idxs->scalar_type() == at::kLong, op, ": idxs must be int64, got ",
+                   idxs->scalar_type());
+  TORCH_CHECK_VALUE(idxs->device() == boxes.device(), op, ": idxs must be on ", boxes.device(),
+                    ", got ", idxs->device());
+  TORCH_CHECK_VALUE(idxs->sizes() == shape, op, ": idxs must have shape ", shape, ", got ",
+                    idxs->sizes());
 }
 
 // The current stream of the tensor's device. Through c10's own interface, so that the glue needs no

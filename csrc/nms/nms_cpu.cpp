@@ -7,59 +7,13 @@
 
 #include "common/isa.h"
 #include "common/parallel_for.h"
+#include "common/sort_items.h"
 #include "common/suppression.h"
 #include "nms/nms.h"
 
 namespace pydet {
 namespace cpu {
 namespace {
-
-// A sort key and what it belongs to: (score, box) first, (class, rank) later.
-struct Item {
-  uint64_t key;
-  int64_t index;
-};
-
-// Below this many items a comparison sort is quicker than clearing the counters of a radix sort.
-constexpr int64_t kRadixMin = 256;
-constexpr int kRadixBits = 11;
-
-// Sorts by increasing key, stable for indices that increase; returns the buffer that holds the
-// result. Bits that all keys share cost no pass: 80 classes take one.
-Item* sort_items(int64_t count, Item* items, Item* scratch) {
-  if (count < kRadixMin) {
-    std::sort(items, items + count, [](const Item& a, const Item& b) {
-      return a.key != b.key ? a.key < b.key : a.index < b.index;
-    });
-    return items;
-  }
-  uint64_t any = 0, all = ~uint64_t{0};
-  for (int64_t i = 0; i < count; ++i) {
-    any |= items[i].key;
-    all &= items[i].key;
-  }
-  int low = 0, high = 64;  // the bits that differ lie in [low, high)
-  while (low < 64 && ((any ^ all) >> low & 1) == 0) ++low;
-  while (high > low && ((any ^ all) >> (high - 1) & 1) == 0) --high;
-  const int passes = (high - low + kRadixBits - 1) / kRadixBits;
-  if (passes == 0) return items;
-  const int bits = (high - low + passes - 1) / passes;
-  const uint64_t mask = (uint64_t{1} << bits) - 1;
-  for (int pass = 0; pass < passes; ++pass) {
-    const int shift = low + pass * bits;
-    int64_t starts[1 << kRadixBits] = {};
-    for (int64_t i = 0; i < count; ++i) ++starts[items[i].key >> shift & mask];
-    int64_t start = 0;
-    for (uint64_t digit = 0; digit <= mask; ++digit) {
-      const int64_t size = starts[digit];
-      starts[digit] = start;
-      start += size;
-    }
-    for (int64_t i = 0; i < count; ++i) scratch[starts[items[i].key >> shift & mask]++] = items[i];
-    std::swap(items, scratch);
-  }
-  return items;
-}
 
 // Kept boxes that are compared with a candidate together: one vector register holds one coordinate
 // of many.
@@ -174,12 +128,9 @@ void suppress(int64_t count, const NmsParams& p, const T* boxes, const int64_t* 
   for (int64_t rank = 0; rank < count; ++rank) {
     w.items[rank] = {static_cast<uint64_t>(idxs[w.order[rank]]), rank};
   }
-  const Item* members = sort_items(count, w.items.get(), w.scratch.get());
   int64_t num_groups = 0;
-  for (int64_t k = 0; k < count; ++k) {
-    if (k == 0 || members[k].key != members[k - 1].key) w.group_begin[num_groups++] = k;
-  }
-  w.group_begin[num_groups] = count;
+  const Item* members =
+      group_items(count, w.items.get(), w.scratch.get(), w.group_begin.get(), &num_groups);
   parallel_for(num_groups, kGrain * num_groups / std::max<int64_t>(1, count),
                [&](int64_t first, int64_t end) {
                  for (int64_t group = first; group < end; ++group) {

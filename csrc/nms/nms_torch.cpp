@@ -9,23 +9,6 @@
 namespace pydet {
 namespace {
 
-// Protects memory only: pydet/ops/nms.py has checked before, with better sentences.
-void check_inputs(const char* op, const at::Tensor& boxes, const at::Tensor& scores,
-                  const std::optional<at::Tensor>& idxs) {
-  check_boxes(op, "boxes", boxes);
-  const at::IntArrayRef shape = boxes.sizes().slice(0, boxes.dim() - 1);
-  check_alike(op, "scores", scores, "boxes", boxes);
-  TORCH_CHECK_VALUE(scores.sizes() == shape, op, ": scores must have shape ", shape, ", got ",
-                    scores.sizes());
-  if (!idxs.has_value()) return;
-  TORCH_CHECK_TYPE(idxs->scalar_type() == at::kLong, op, ": idxs must be int64, got ",
-                   idxs->scalar_type());
-  TORCH_CHECK_VALUE(idxs->device() == boxes.device(), op, ": idxs must be on ", boxes.device(),
-                    ", got ", idxs->device());
-  TORCH_CHECK_VALUE(idxs->sizes() == shape, op, ": idxs must have shape ", shape, ", got ",
-                    idxs->sizes());
-}
-
 // Fills keep and counts for the batch that `params` describes.
 void run(const char* op, const NmsParams& params, const at::Tensor& boxes, const at::Tensor& scores,
          const std::optional<at::Tensor>& idxs, at::Tensor& keep, at::Tensor& counts) {
@@ -54,7 +37,7 @@ void run(const char* op, const NmsParams& params, const at::Tensor& boxes, const
 // boxes [N, 4], scores [N], idxs [N] -> indices of the kept boxes, as many as there are
 at::Tensor nms(const at::Tensor& boxes, const at::Tensor& scores,
                const std::optional<at::Tensor>& idxs, double iou_threshold) {
-  check_inputs("nms", boxes, scores, idxs);
+  check_suppression_inputs("nms", boxes, scores, idxs);
   TORCH_CHECK_VALUE(boxes.dim() == 2, "nms: boxes must have shape [N, 4], got ", boxes.sizes());
   const int64_t n = boxes.size(0);
   at::Tensor keep = at::empty({n}, boxes.options().dtype(at::kLong));
@@ -69,7 +52,7 @@ std::tuple<at::Tensor, at::Tensor> nms_padded(const at::Tensor& boxes, const at:
                                               const std::optional<at::Tensor>& idxs,
                                               double iou_threshold, int64_t max_output,
                                               double score_threshold) {
-  check_inputs("nms_padded", boxes, scores, idxs);
+  check_suppression_inputs("nms_padded", boxes, scores, idxs);
   TORCH_CHECK_VALUE(max_output >= 0, "nms_padded: max_output must be at least 0, got ", max_output);
   std::vector<int64_t> shape = boxes.sizes().slice(0, boxes.dim() - 2).vec();
   at::Tensor counts = at::empty(shape, boxes.options().dtype(at::kLong));

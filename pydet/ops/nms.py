@@ -18,22 +18,14 @@ torchvision.
 """
 
 import math
-from typing import Any, NamedTuple, overload
+from typing import NamedTuple, overload
 
 import torch
 from torch import Tensor
 
-from pydet.ops._checks import (
-    FLOATING,
-    check_boxes,
-    check_dtype,
-    check_number,
-    check_same_device,
-    check_same_dtype,
-    check_shape,
-    check_tensor,
-)
+from pydet.ops._checks import check_number
 from pydet.ops._library import define
+from pydet.ops._suppression import as_classes, check_max_output, check_suppression
 
 
 class PaddedKeep(NamedTuple):
@@ -79,34 +71,6 @@ _nms_padded = define(
 )
 
 
-def _check(
-    op: str, boxes: Any, scores: Any, idxs: Any, iou_threshold: Any, *, leading: bool
-) -> None:
-    """Checks all that the forms share; ``leading`` allows dimensions before N."""
-    dots = "..., " if leading else ""
-    check_boxes(op, "boxes", boxes, f"[{dots}N, 4]")
-    check_dtype(op, "boxes", boxes, FLOATING)
-    check_tensor(op, "scores", scores)
-    check_same_dtype(op, "scores", scores, "boxes", boxes)
-    check_dtype(op, "scores", scores, FLOATING)
-    for name, tensor in (("scores", scores), ("idxs", idxs)):
-        if tensor is not None:
-            check_tensor(op, name, tensor)
-            wanted = f"[{dots}N] as boxes {list(boxes.shape)}"
-            check_shape(op, name, tensor, wanted, lambda shape: shape == boxes.shape[:-1])
-            check_same_device(op, name, tensor, "boxes", boxes)
-    check_number(op, "iou_threshold", iou_threshold, "in [0, 1]", lambda value: 0 <= value <= 1)
-
-
-def _classes(idxs: Tensor | None) -> Tensor | None:
-    """Classes as int64: any integer dtype by value, floating ones by bits, so 1.5 is not 1."""
-    if idxs is None or idxs.dtype == torch.int64:
-        return idxs
-    if idxs.is_floating_point():
-        return (idxs.double() + 0.0).view(torch.int64)  # -0 + 0 = 0: one class with 0
-    return idxs.long()
-
-
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     """Indices of the boxes that no better box hides.
 
@@ -126,7 +90,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
 
     On a GPU this waits for the number of boxes; :func:`batched_nms` with ``max_output`` does not.
     """
-    _check("nms", boxes, scores, None, iou_threshold, leading=False)
+    check_suppression("nms", boxes, scores, None, iou_threshold, leading=False)
     keep: Tensor = _nms(boxes, scores, None, float(iou_threshold))
     return keep
 
@@ -190,7 +154,7 @@ def batched_nms(
         tensor([0, 2])
     """
     padded = max_output is not None
-    _check("batched_nms", boxes, scores, idxs, iou_threshold, leading=padded)
+    check_suppression("batched_nms", boxes, scores, idxs, iou_threshold, leading=padded)
     if max_output is None:
         if idxs is None:
             raise TypeError("batched_nms: idxs must be a tensor, got None without max_output")
@@ -199,18 +163,13 @@ def batched_nms(
                 "batched_nms: score_threshold must come with max_output, got "
                 f"{score_threshold} without"
             )
-        kept: Tensor = _nms(boxes, scores, _classes(idxs), float(iou_threshold))
+        kept: Tensor = _nms(boxes, scores, as_classes(idxs), float(iou_threshold))
         return kept
-    if isinstance(max_output, bool) or not isinstance(max_output, int | torch.SymInt):
-        raise TypeError(
-            f"batched_nms: max_output must be an integer, got {type(max_output).__name__}"
-        )
-    if max_output < 0:
-        raise ValueError(f"batched_nms: max_output must be at least 0, got {max_output}")
+    check_max_output("batched_nms", max_output)
     check_number(
         "batched_nms", "score_threshold", score_threshold, "a number", lambda v: v <= math.inf
     )
     keep, counts = _nms_padded(
-        boxes, scores, _classes(idxs), float(iou_threshold), max_output, float(score_threshold)
+        boxes, scores, as_classes(idxs), float(iou_threshold), max_output, float(score_threshold)
     )
     return PaddedKeep(keep, counts)

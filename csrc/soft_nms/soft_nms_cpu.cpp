@@ -1,0 +1,299 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "soft_nms/soft_nms.h"
+
+#include <algorithm>
+#include <atomic>
+#include <memory>
+#include <vector>
+
+#include "common/box_tree.h"
+#include "common/decayed_output.h"
+#include "common/isa.h"
+#include "common/ordered_bits.h"
+#include "common/parallel_for.h"
+#include "common/suppression.h"
+
+// A pick touches only the leaves of the tree that its box meets. Each leaf, node and root knows its
+// best box, so the next pick is found by a look at the roots: no pass over all boxes, no order that
+// a thread or an instruction set could change.
+
+namespace pydet {
+namespace cpu {
+namespace {
+
+// The best of 32 leaves, nodes or roots each: scores as integers of the same order (they are
+// positive, or -1 for what is out), and the index of the box that has it.
+template <class A>
+struct Best {
+  bits_t<A> score[kTreeLanes];
+  int64_t id[kTreeLanes];
+
+  void clear() {
+    for (int lane = 0; lane < kTreeLanes; ++lane) {
+      score[lane] = to_bits(A(-1));
+      id[lane] = std::numeric_limits<int64_t>::max();
+    }
+  }
+
+  bits_t<A> max() const {
+    bits_t<A> result = score[0];
+    for (int lane = 1; lane < kTreeLanes; ++lane) result = std::max(result, score[lane]);
+    return result;
+  }
+
+  // The lane of the best score, of equals that of the smallest index.
+  int lane_of(bits_t<A> best) const {
+    uint32_t equal = 0;
+    for (int lane = 0; lane < kTreeLanes; ++lane) {
+      equal |= static_cast<uint32_t>(score[lane] == best) << lane;
+    }
+    int result = __builtin_ctz(equal);
+    for (equal &= equal - 1; equal != 0; equal &= equal - 1) {
+      const int lane = __builtin_ctz(equal);
+      if (id[lane] < id[result]) result = lane;
+    }
+    return result;
+  }
+
+  void set(int lane, const Best& below) {
+    score[lane] = below.max();
+    id[lane] = below.id[below.lane_of(score[lane])];
+  }
+};
+
+// What a group of boxes of one class needs.
+template <class A>
+struct Group {
+  BoxTree<A> tree;
+  A (*scores)[kTreeLanes];  // [num_leaves] by leaf and lane; -1 is out
+  Best<A>*of_leaves, *of_nodes;
+  int64_t* place;
+};
+
+template <class A>
+struct Rule {
+  Decay method;
+  A iou_threshold, sigma, score_threshold;
+};
+
+template <class A>
+struct PickFromGroup {
+  // Picks up to `limit` boxes; result[k] is the decayed score of the group's k-th box where it is
+  // picked.
+  template <class Write>
+  static void pick(int64_t limit, const Rule<A>& rule, const Group<A>& group, const Write& write) {
+    const BoxTree<A>& tree = group.tree;
+    start(group);
+    for (int64_t picks = 0; picks < limit; ++picks) {
+      int64_t root = 0;
+      bits_t<A> best = group.of_nodes[0].max();
+      for (int64_t other = 1; other < tree.num_roots; ++other) {
+        const bits_t<A> score = group.of_nodes[other].max();
+        if (score > best || (score == best && best_id(group, other) < best_id(group, root))) {
+          best = score;
+          root = other;
+        }
+      }
+      if (best < 0) return;  // all are out
+      const int64_t k = best_id(group, root);
+      const int64_t leaf = group.place[k] / kTreeLanes;
+      const int lane = static_cast<int>(group.place[k] % kTreeLanes);
+      write(k, group.scores[leaf][lane]);
+      group.scores[leaf][lane] = A(-1);
+      decay(rule, group, tree.leaves[leaf].boxes.box(lane), tree.leaves[leaf].area[lane]);
+    }
+  }
+
+ private:
+  static int64_t best_id(const Group<A>& group, int64_t root) {
+    const Best<A>& nodes = group.of_nodes[root];
+    return nodes.id[nodes.lane_of(nodes.max())];
+  }
+
+  static void start(const Group<A>& group) {
+    const BoxTree<A>& tree = group.tree;
+    for (int64_t node = 0; node < tree.num_nodes; ++node) group.of_leaves[node].clear();
+    for (int64_t root = 0; root < tree.num_roots; ++root) group.of_nodes[root].clear();
+    for (int64_t leaf = 0; leaf < tree.num_leaves; ++leaf) refresh_leaf(group, leaf);
+    for (int64_t node = 0; node < tree.num_nodes; ++node) refresh_node(group, node);
+  }
+
+  static void refresh_leaf(const Group<A>& group, int64_t leaf) {
+    const A* scores = group.scores[leaf];
+    bits_t<A> best = to_bits(scores[0]);
+    for (int lane = 1; lane < kTreeLanes; ++lane) best = std::max(best, to_bits(scores[lane]));
+    uint32_t equal = 0;
+    for (int lane = 0; lane < kTreeLanes; ++lane) {
+      equal |= static_cast<uint32_t>(to_bits(scores[lane]) == best) << lane;
+    }
+    Best<A>& node = group.of_leaves[leaf / kTreeLanes];
+    node.score[leaf % kTreeLanes] = best;
+    node.id[leaf % kTreeLanes] = group.tree.leaves[leaf].id[__builtin_ctz(equal)];
+  }
+
+  static void refresh_node(const Group<A>& group, int64_t node) {
+    group.of_nodes[node / kTreeLanes].set(static_cast<int>(node % kTreeLanes),
+                                          group.of_leaves[node]);
+  }
+
+  // Lowers the scores of all boxes that meet this one, which itself is out already.
+  static void decay(const Rule<A>& rule, const Group<A>& group, const Box<A>& box, A box_area) {
+    const bool linear = rule.method == Decay::kLinear;
+    const A least = linear ? least_intersection(box_area, rule.iou_threshold) : A(0);
+    group.tree.for_each_node(box, least, [&](int64_t node, uint32_t leaves) {
+      for (; leaves != 0; leaves &= leaves - 1) {
+        const int64_t number = node * kTreeLanes + __builtin_ctz(leaves);
+        const Leaf<A>& leaf = group.tree.leaves[number];
+        A* scores = group.scores[number];
+        A ious[kTreeLanes];
+        for (int lane = 0; lane < kTreeLanes; ++lane) {
+          ious[lane] = iou(intersection(box, leaf.boxes.box(lane)), box_area, leaf.area[lane]);
+        }
+        for (int lane = 0; lane < kTreeLanes; ++lane) {
+          const A weight = linear ? decay_weight(Decay::kLinear, ious[lane], rule.iou_threshold,
+                                                 rule.sigma)
+                                  : gaussian_weight(ious[lane], rule.sigma);
+          scores[lane] = score_or_out(scores[lane] * weight, rule.score_threshold);
+        }
+        refresh_leaf(group, number);
+      }
+      refresh_node(group, node);
+    });
+  }
+};
+
+// Kernel for run_on_best_isa, which takes plain arguments.
+template <class A>
+struct RunGroup {
+  static void run(int64_t limit, const Rule<A>* rule, const Group<A>* group, const Item* members,
+                  A* decayed) {
+    PickFromGroup<A>::pick(limit, *rule, *group, [&](int64_t k, A score) {
+      decayed[members == nullptr ? k : members[k].index] = score;
+    });
+  }
+};
+
+// What one image needs; one a worker, so that nothing is allocated inside of a thread.
+template <class T>
+struct Workspace {
+  using A = acc_t<T>;
+  std::unique_ptr<Item[]> items, scratch, tree_items, tree_scratch;
+  std::unique_ptr<int64_t[]> group_begin, place;
+  std::unique_ptr<A[]> decayed;
+  std::unique_ptr<Leaf<A>[]> leaves;
+  std::unique_ptr<A[][kTreeLanes]> scores;
+  std::unique_ptr<Bounds<A>[]> nodes, roots;
+  std::unique_ptr<Best<A>[]> of_leaves, of_nodes;
+
+  explicit Workspace(int64_t n)
+      : items(new Item[n]),
+        scratch(new Item[n]),
+        tree_items(new Item[n]),
+        tree_scratch(new Item[n]),
+        group_begin(new int64_t[n + 1]),
+        place(new int64_t[n]),
+        decayed(new A[n]),
+        leaves(new Leaf<A>[leaf_begin(n)]),
+        scores(new A[leaf_begin(n)][kTreeLanes]),
+        nodes(new Bounds<A>[node_begin(n)]),
+        roots(new Bounds<A>[node_begin(n)]),
+        of_leaves(new Best<A>[node_begin(n)]),
+        of_nodes(new Best<A>[node_begin(n)]) {}
+};
+
+// One class of an image: its boxes are members[k].index, or k where members is null.
+template <class T>
+void run_group(int64_t begin, int64_t count, int64_t limit, const Rule<acc_t<T>>& rule,
+               const Item* members, const T* boxes, const T* scores, Workspace<T>& w) {
+  using A = acc_t<T>;
+  const auto index_of = [&](int64_t k) { return members == nullptr ? k : members[k].index; };
+  const int64_t leaf = leaf_begin(begin), node = node_begin(begin);
+  Leaf<A> one_leaf;
+  A one_scores[1][kTreeLanes];
+  Bounds<A> one_node, one_root;
+  Best<A> one_of_leaves, one_of_nodes;
+  const bool small = count <= kTreeLanes;  // needs nothing of the shared arrays
+  Group<A> group{{0, 0, 0, small ? &one_leaf : &w.leaves[leaf], small ? &one_node : &w.nodes[node],
+                  small ? &one_root : &w.roots[node]},
+                 small ? one_scores : &w.scores[leaf],
+                 small ? &one_of_leaves : &w.of_leaves[node],
+                 small ? &one_of_nodes : &w.of_nodes[node],
+                 &w.place[begin]};
+  build_tree<A>(
+      count, [&](int64_t k) { return load_box(boxes, index_of(k)); }, &w.tree_items[begin],
+      &w.tree_scratch[begin], group.place, &group.tree);
+  for (int64_t i = 0; i < group.tree.num_leaves; ++i) {
+    std::fill_n(group.scores[i], kTreeLanes, A(-1));
+  }
+  for (int64_t k = 0; k < count; ++k) {
+    const A score = score_or_out(load(scores + index_of(k)), rule.score_threshold);
+    const int64_t place = group.place[k];
+    w.decayed[index_of(k)] = place < 0 ? score : A(-1);
+    if (place >= 0) group.scores[place / kTreeLanes][place % kTreeLanes] = score;
+  }
+  if (group.tree.num_leaves == 0) return;
+  run_on_best_isa<RunGroup<A>>(limit, &rule, static_cast<const Group<A>*>(&group), members,
+                               w.decayed.get());
+}
+
+// Boxes that a thread takes at a time, about.
+constexpr int64_t kGrain = 512;
+
+// One image: fills its rows and returns the number of kept boxes.
+template <class T>
+int64_t soft_nms_image(const SoftNmsParams& p, const T* boxes, const T* scores, const int64_t* idxs,
+                       Workspace<T>& w, int64_t* keep, T* decayed) {
+  using A = acc_t<T>;
+  const int64_t n = p.num_boxes;
+  const Rule<A> rule{p.method, threshold_above<A>(p.iou_threshold), sigma_of<A>(p.sigma),
+                     rounded_to<T>(p.score_threshold)};
+  if (idxs == nullptr) {
+    run_group<T>(0, n, p.max_output, rule, nullptr, boxes, scores, w);
+  } else {
+    for (int64_t i = 0; i < n; ++i) w.items[i] = {static_cast<uint64_t>(idxs[i]), i};
+    int64_t num_groups = 0;
+    const Item* members =
+        group_items(n, w.items.get(), w.scratch.get(), w.group_begin.get(), &num_groups);
+    parallel_for(num_groups, kGrain * num_groups / std::max<int64_t>(1, n),
+                 [&](int64_t first, int64_t end) {
+                   for (int64_t group = first; group < end; ++group) {
+                     const int64_t begin = w.group_begin[group];
+                     run_group<T>(begin, w.group_begin[group + 1] - begin, p.max_output, rule,
+                                  members + begin, boxes, scores, w);
+                   }
+                 });
+  }
+  return write_by_score(n, p.max_output, rule.score_threshold, w.decayed.get(), w.items.get(),
+                        w.scratch.get(), keep, decayed);
+}
+
+}  // namespace
+
+template <class T>
+void soft_nms(const SoftNmsParams& params, const T* boxes, const T* scores, const int64_t* idxs,
+              int64_t* keep, T* decayed, int64_t* counts) {
+  const int64_t n = params.num_boxes, row = params.max_output;
+  const int64_t workers = std::min(params.batch, num_threads());
+  std::vector<Workspace<T>> workspaces;
+  for (int64_t i = 0; i < workers; ++i) workspaces.emplace_back(n);
+  std::atomic<int64_t> next{0};
+  parallel_for(workers, 1, [&](int64_t worker, int64_t) {
+    for (int64_t b = next++; b < params.batch; b = next++) {
+      counts[b] = soft_nms_image(params, boxes + 4 * b * n, scores + b * n,
+                                 idxs == nullptr ? nullptr : idxs + b * n, workspaces[worker],
+                                 keep + b * row, decayed + b * row);
+    }
+  });
+}
+
+template void soft_nms(const SoftNmsParams&, const float*, const float*, const int64_t*, int64_t*,
+                       float*, int64_t*);
+template void soft_nms(const SoftNmsParams&, const double*, const double*, const int64_t*, int64_t*,
+                       double*, int64_t*);
+template void soft_nms(const SoftNmsParams&, const Half*, const Half*, const int64_t*, int64_t*,
+                       Half*, int64_t*);
+template void soft_nms(const SoftNmsParams&, const BFloat16*, const BFloat16*, const int64_t*,
+                       int64_t*, BFloat16*, int64_t*);
+
+}  // namespace cpu
+}  // namespace pydet

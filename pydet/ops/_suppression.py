@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the suppression ops (nms, soft_nms, ...) check and convert alike."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pydet.ops._checks import (
+    FLOATING,
+    check_boxes,
+    check_dtype,
+    check_number,
+    check_same_device,
+    check_same_dtype,
+    check_shape,
+    check_tensor,
+)
+
+
+def check_suppression(
+    op: str, boxes: Any, scores: Any, idxs: Any, iou_threshold: Any, *, leading: bool
+) -> None:
+    """Checks all that the forms share; ``leading`` allows dimensions before N."""
+    dots = "..., " if leading else ""
+    check_boxes(op, "boxes", boxes, f"[{dots}N, 4]")
+    check_dtype(op, "boxes", boxes, FLOATING)
+    check_tensor(op, "scores", scores)
+    check_same_dtype(op, "scores", scores, "boxes", boxes)
+    check_dtype(op, "scores", scores, FLOATING)
+    for name, tensor in (("scores", scores), ("idxs", idxs)):
+        if tensor is not None:
+            check_tensor(op, name, tensor)
+            wanted = f"[{dots}N] as boxes {list(boxes.shape)}"
+            check_shape(op, name, tensor, wanted, lambda shape: shape == boxes.shape[:-1])
+            check_same_device(op, name, tensor, "boxes", boxes)
+    check_number(op, "iou_threshold", iou_threshold, "in [0, 1]", lambda value: 0 <= value <= 1)
+
+
+def check_max_output(op: str, max_output: Any) -> None:
+    """Refuses what is not a number of boxes."""
+    if isinstance(max_output, bool) or not isinstance(max_output, int | torch.SymInt):
+        raise TypeError(f"{op}: max_output must be an integer, got {type(max_output).__name__}")
+    if max_output < 0:
+        raise ValueError(f"{op}: max_output must be at least 0, got {max_output}")
+
+
+def as_classes(idxs: Tensor | None) -> Tensor | None:
+    """Classes as int64: any integer dtype by value, floating ones by bits, so 1.5 is not 1."""
+    if idxs is None or idxs.dtype == torch.int64:
+        return idxs
+    if idxs.is_floating_point():
+        return (idxs.double() + 0.0).view(torch.int64)  # -0 + 0 = 0: one class with 0
+    return idxs.long()
