@@ -99,7 +99,8 @@ A least_intersection(A box_area, A threshold) {
 }
 
 // Memory for the trees of all groups of `count` boxes: a group that begins at box `begin` and has
-// more than 32 boxes takes leaves from leaf_begin(begin) on, nodes and roots from node_begin(begin).
+// more than 32 boxes takes leaves from leaf_begin(begin) on, nodes and roots from
+// node_begin(begin).
 inline int64_t leaf_begin(int64_t begin) { return begin / (kTreeLanes / 2); }
 inline int64_t node_begin(int64_t begin) { return begin / kTreeLanes; }
 

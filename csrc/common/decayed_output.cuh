@@ -19,8 +19,8 @@ __global__ void __launch_bounds__(kOutputThreads)
                          int64_t* counts) {
   const int64_t stride = int64_t{gridDim.x} * kOutputThreads;
   for (int64_t b = int64_t{blockIdx.x} * kOutputThreads + threadIdx.x; b < batch; b += stride) {
-    counts[b] = min_of(max_output, count_ranked(num_boxes, true, score_threshold, scores,
-                                                order + b * num_boxes));
+    counts[b] = min_of(
+        max_output, count_ranked(num_boxes, true, score_threshold, scores, order + b * num_boxes));
   }
 }
 

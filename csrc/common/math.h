@@ -24,8 +24,9 @@ PYDET_HOST_DEVICE float mul_add(float a, float b, float c) {
 }
 PYDET_HOST_DEVICE double mul_add(double a, double b, double c) { return a * b + c; }
 
-// exp(x) for x <= 0 by additions and multiplications alone: the same bits on the device, too. Results
-// below the smallest normal number (2^-126; double: 2^-1022) are 0. NaN for NaN. For what decides.
+// exp(x) for x <= 0 by additions and multiplications alone: the same bits on the device, too.
+// Results below the smallest normal number (2^-126; double: 2^-1022) are 0. NaN for NaN. For what
+// decides.
 PYDET_HOST_DEVICE float portable_exp_of_negative(float x) {
   constexpr float kLeast = -87.33654f;     // log(2^-126), rounded towards 0
   constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
@@ -47,7 +48,7 @@ PYDET_HOST_DEVICE float portable_exp_of_negative(float x) {
 }
 
 PYDET_HOST_DEVICE double portable_exp_of_negative(double x) {
-  constexpr double kLeast = -708.396418532264;      // log(2^-1022), rounded towards 0
+  constexpr double kLeast = -708.396418532264;     // log(2^-1022), rounded towards 0
   constexpr double kRounder = 6755399441055744.0;  // 1.5 * 2^52
   const double y = max_of(kLeast, x);
   const double shifted = y * 1.4426950408889634 + kRounder;

@@ -18,12 +18,12 @@ struct SegmentLayout {
 };
 
 struct Segments {
-  int64_t num_boxes;       // of an image
-  int64_t total;           // boxes of all images
-  const int64_t* idxs;     // [batch, num_boxes] classes, or null
-  const int64_t* order;    // [batch, num_boxes] box numbers over all images, by (image, class)
-  int64_t* begins;         // where in `order` each segment begins, in no certain order
-  unsigned int* count;     // how many segments there are
+  int64_t num_boxes;     // of an image
+  int64_t total;         // boxes of all images
+  const int64_t* idxs;   // [batch, num_boxes] classes, or null
+  const int64_t* order;  // [batch, num_boxes] box numbers over all images, by (image, class)
+  int64_t* begins;       // where in `order` each segment begins, in no certain order
+  unsigned int* count;   // how many segments there are
 
   __device__ bool alike(int64_t a, int64_t b) const {  // two box numbers
     return a / num_boxes == b / num_boxes && (idxs == nullptr || idxs[a] == idxs[b]);

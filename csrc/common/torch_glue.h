@@ -86,8 +86,9 @@ inline void check_alike(const char* op, const char* name, const at::Tensor& tens
 }
 
 // The inputs of all suppression ops: boxes [.., N, 4], scores [.., N], classes [.., N] or none.
-inline void check_suppression_inputs(const char* op, const at::Tensor& boxes, const at::Tensor& scores,
-                  const std::optional<at::Tensor>& idxs) {
+inline void check_suppression_inputs(const char* op, const at::Tensor& boxes,
+                                     const at::Tensor& scores,
+                                     const std::optional<at::Tensor>& idxs) {
   check_boxes(op, "boxes", boxes);
   const at::IntArrayRef shape = boxes.sizes().slice(0, boxes.dim() - 1);
   check_alike(op, "scores", scores, "boxes", boxes);

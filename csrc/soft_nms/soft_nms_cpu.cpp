@@ -1,6 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "soft_nms/soft_nms.h"
-
 #include <algorithm>
 #include <atomic>
 #include <memory>
@@ -12,6 +10,7 @@
 #include "common/ordered_bits.h"
 #include "common/parallel_for.h"
 #include "common/suppression.h"
+#include "soft_nms/soft_nms.h"
 
 // A pick touches only the leaves of the tree that its box meets. Each leaf, node and root knows its
 // best box, so the next pick is found by a look at the roots: no pass over all boxes, no order that
@@ -150,9 +149,9 @@ struct PickFromGroup {
           ious[lane] = iou(intersection(box, leaf.boxes.box(lane)), box_area, leaf.area[lane]);
         }
         for (int lane = 0; lane < kTreeLanes; ++lane) {
-          const A weight = linear ? decay_weight(Decay::kLinear, ious[lane], rule.iou_threshold,
-                                                 rule.sigma)
-                                  : gaussian_weight(ious[lane], rule.sigma);
+          const A weight =
+              linear ? decay_weight(Decay::kLinear, ious[lane], rule.iou_threshold, rule.sigma)
+                     : gaussian_weight(ious[lane], rule.sigma);
           scores[lane] = score_or_out(scores[lane] * weight, rule.score_threshold);
         }
         refresh_leaf(group, number);

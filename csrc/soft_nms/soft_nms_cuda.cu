@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "soft_nms/soft_nms.h"
-
 #include "common/decayed_output.cuh"
 #include "common/launch.cuh"
 #include "common/rank.cuh"
 #include "common/segments.cuh"
 #include "common/suppression.h"
+#include "soft_nms/soft_nms.h"
 
 // Picks of one class follow each other, so a block takes one class of an image at a time: each pick
 // is one pass over its boxes that lowers their scores and finds the next best. Classes and images
@@ -159,8 +158,7 @@ const char* soft_nms(const SoftNmsParams& params, const T* boxes, const T* score
                        score_threshold, p.max_output};
     const int64_t most = idxs == nullptr ? p.batch : p.batch * p.num_boxes;  // segments
     launch(soft_nms_kernel<T>, static_cast<unsigned int>(min_of(most, kMaxBlocks)), kThreads, 0,
-           stream, rule, segments, boxes, scores,
-           reinterpret_cast<Box<A>*>(bytes + layout.boxes),
+           stream, rule, segments, boxes, scores, reinterpret_cast<Box<A>*>(bytes + layout.boxes),
            reinterpret_cast<A*>(bytes + layout.scores), last_scores);
     if (const char* launched = launch_error()) return launched;
   }

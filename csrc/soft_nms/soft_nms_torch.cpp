@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "soft_nms/soft_nms.h"
-
 #include <optional>
 #include <tuple>
 #include <vector>
 
 #include "common/torch_glue.h"
+#include "soft_nms/soft_nms.h"
 
 namespace pydet {
 namespace {
@@ -26,13 +25,9 @@ Result run(const char* op, const at::Tensor& boxes, const at::Tensor& scores,
   shape.push_back(max_output);
   at::Tensor keep = at::empty(shape, counts.options());
   at::Tensor decayed = at::empty(shape, scores.options());
-  const SoftNmsParams params{counts.numel(),
-                             boxes.size(-2),
-                             max_output,
-                             static_cast<Decay>(method),
-                             iou_threshold,
-                             sigma,
-                             score_threshold};
+  const SoftNmsParams params{
+      counts.numel(), boxes.size(-2), max_output,     static_cast<Decay>(method),
+      iou_threshold,  sigma,          score_threshold};
   const at::Tensor b = boxes.contiguous(), s = scores.contiguous();
   const at::Tensor i = idxs.has_value() ? idxs->contiguous() : at::Tensor();
   const int64_t* classes = i.defined() ? input<int64_t>(i) : nullptr;

@@ -151,6 +151,19 @@ CASES: tuple[OpCase, ...] = (
         tolerance=0,
     ),
     OpCase(
+        "batched_soft_nms",
+        lambda size, random: (
+            _boxes_and_scores(size, random) | {"idxs": random.integers(size, high=3)}
+        ),
+        arguments={"method": "gaussian"},
+    ),
+    OpCase(
+        "batched_soft_nms",
+        _padded_batch,
+        variant="padded",
+        arguments={"max_output": 7, "score_threshold": 0.1},
+    ),
+    OpCase(
         "box_area",
         lambda size, random: {"boxes": random.boxes(size)},
         gradients=("boxes",),
@@ -233,4 +246,6 @@ CASES: tuple[OpCase, ...] = (
         gradients=("inputs",),
         second=False,
     ),
+    OpCase("soft_nms", _boxes_and_scores),
+    OpCase("soft_nms", _boxes_and_scores, variant="gaussian", arguments={"method": "gaussian"}),
 )

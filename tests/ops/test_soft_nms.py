@@ -106,9 +106,7 @@ def test_arbitrary_boxes(case, sigma, method):
     boxes, scores, idxs = tensors(case, torch.float64)
     scores = scores.nan_to_num(0.5, 1.0, 0.0) + torch.arange(len(scores)) / 1000
     arguments = {"sigma": sigma, "score_threshold": 0.0, "iou_threshold": 0.0}
-    keep, decayed = reference(
-        boxes.tolist(), scores.tolist(), method, idxs=case[2], **arguments
-    )
+    keep, decayed = reference(boxes.tolist(), scores.tolist(), method, idxs=case[2], **arguments)
     result = ops.batched_soft_nms(boxes, scores, idxs, method, **arguments)
     wanted = torch.zeros(len(boxes), dtype=torch.float64)
     got = wanted.clone()
@@ -405,7 +403,11 @@ for method in ("linear", "gaussian"):
     for isa in ("portable", "avx2", "avx512"):
         environment = {**os.environ, "PYDET_CPU_ISA": isa, "PYTHONPATH": os.pathsep.join(sys.path)}
         result = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=environment,
         )
         outputs.add(result.stdout)
     assert len(outputs) == 1
