@@ -1,41 +1,68 @@
 // SPDX-License-Identifier: Apache-2.0
-// Pairwise intersection over union.
+// Pairwise overlaps of two sets of boxes: IoU, generalised, distance and complete IoU, by the
+// formulas of common/box_overlap.h.
 //
-// iou[b, i, j] is the IoU of boxes1[b, i] and boxes2[b, j]; all arrays are contiguous, boxes are
-// xyxy corners. 0 where the union is 0; NaN where a coordinate is NaN. Arithmetic in float (double
-// for double), rounded once. Instantiated for float, double, Half and BFloat16.
+// iou[b, i, j] is the overlap of boxes1[b, i] and boxes2[b, j]; all arrays are contiguous, boxes
+// are xyxy corners. NaN where a coordinate is NaN. Instantiated for float and double: 16-bit boxes
+// come as floats, since the boxes are few beside their pairs, and results are floats.
 //
 // The backward adds up, for each box, over its row or column in a fixed order: the same bits every
-// time. One of the two gradient pointers may be null.
+// time.
 #pragma once
 
 #include <cstdint>
 
+#include "common/box_overlap.h"
+
 struct CUstream_st;
 
 namespace pydet {
+
+struct BoxIouArgs {
+  Overlap overlap;
+  double eps;  // of distance and complete IoU
+  int64_t batch, num_boxes1, num_boxes2;
+};
+
+// What the second derivative adds: v1 and v2, the gradients of the two gradients, and a place for
+// the gradient of grad_iou. grad_boxes1 and grad_boxes2 are then those of (v1, v2) times the first.
+template <class A>
+struct SecondOrder {
+  const A* v1;       // [batch, num_boxes1, 4]
+  const A* v2;       // [batch, num_boxes2, 4]
+  A* grad_grad_iou;  // [batch, num_boxes1, num_boxes2]
+};
+
 namespace cpu {
 
-template <class T>
-void box_iou(int64_t batch, int64_t num_boxes1, int64_t num_boxes2, const T* boxes1,
-             const T* boxes2, T* iou);
+template <class A>
+void box_iou(const BoxIouArgs& args, const A* boxes1, const A* boxes2, A* iou);
 
-template <class T>
-void box_iou_backward(int64_t batch, int64_t num_boxes1, int64_t num_boxes2, const T* grad_iou,
-                      const T* boxes1, const T* boxes2, T* grad_boxes1, T* grad_boxes2);
+template <class A>
+void box_iou_backward(const BoxIouArgs& args, const A* grad_iou, const A* boxes1, const A* boxes2,
+                      A* grad_boxes1, A* grad_boxes2);
+
+template <class A>
+void box_iou_double_backward(const BoxIouArgs& args, const SecondOrder<A>& second,
+                             const A* grad_iou, const A* boxes1, const A* boxes2, A* grad_boxes1,
+                             A* grad_boxes2);
 
 }  // namespace cpu
 
 namespace cuda {
 
-template <class T>
-const char* box_iou(int64_t batch, int64_t num_boxes1, int64_t num_boxes2, const T* boxes1,
-                    const T* boxes2, T* iou, CUstream_st* stream);
+template <class A>
+const char* box_iou(const BoxIouArgs& args, const A* boxes1, const A* boxes2, A* iou,
+                    CUstream_st* stream);
 
-template <class T>
-const char* box_iou_backward(int64_t batch, int64_t num_boxes1, int64_t num_boxes2,
-                             const T* grad_iou, const T* boxes1, const T* boxes2, T* grad_boxes1,
-                             T* grad_boxes2, CUstream_st* stream);
+template <class A>
+const char* box_iou_backward(const BoxIouArgs& args, const A* grad_iou, const A* boxes1,
+                             const A* boxes2, A* grad_boxes1, A* grad_boxes2, CUstream_st* stream);
+
+template <class A>
+const char* box_iou_double_backward(const BoxIouArgs& args, const SecondOrder<A>& second,
+                                    const A* grad_iou, const A* boxes1, const A* boxes2,
+                                    A* grad_boxes1, A* grad_boxes2, CUstream_st* stream);
 
 }  // namespace cuda
 }  // namespace pydet

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// exp and log for float without a call of the C library, so that the compiler can vectorise a loop
-// around them. They are additions, multiplications and integer operations only: every instruction
-// set gives the same bits. Relative errors are below 2^-22 (tests/cpp/test_math.cpp). For double,
-// and on the device, the library's own functions.
+// exp, log and atan for float without a call of the C library, so that the compiler can vectorise a
+// loop around them. They are additions, multiplications and integer operations only: every
+// instruction set gives the same bits. Relative errors are below 2^-22 (tests/cpp/test_math.cpp).
+// For double, and on the device, the library's own functions.
 #pragma once
 
 #include <cmath>
@@ -117,5 +117,22 @@ PYDET_HOST_DEVICE float log_of_fraction(float x) {
 #endif
 }
 PYDET_HOST_DEVICE double log_of_fraction(double x) { return log(x); }
+
+// atan(x) for x in [0, 1]. The same bits on the device as on the host. NaN for NaN.
+PYDET_HOST_DEVICE float atan_of_fraction(float x) {
+  // atan(x) = x + x^3 q(x^2): minimax polynomial, error 2.4e-9.
+  const float z = x * x;
+  float q = -0.0017539472f;
+  q = q * z + 0.010727027f;
+  q = q * z + -0.030804763f;
+  q = q * z + 0.057552285f;
+  q = q * z + -0.08377328f;
+  q = q * z + 0.10942035f;
+  q = q * z + -0.14261934f;
+  q = q * z + 0.19998266f;
+  q = q * z + -0.33333284f;
+  return x + x * (z * q);
+}
+PYDET_HOST_DEVICE double atan_of_fraction(double x) { return atan(x); }
 
 }  // namespace pydet

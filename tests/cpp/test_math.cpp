@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The vectorisable exp and log against the C library's in double, over floats of all exponents.
+// The vectorisable exp, log and atan against the C library's in double, over floats of all
+// exponents.
 #include <cmath>
 #include <cstdio>
 #include <limits>
@@ -36,11 +37,15 @@ int main() {
   const double log_error = worst_error(
       pydet::log_of_fraction, [](double x) { return std::log(x); },
       bits(std::numeric_limits<float>::min()), bits(1.0f), kStep);
-  std::printf("relative errors: exp %.3g, log1p %.3g, log %.3g\n", exp_error, log1p_error,
-              log_error);
+  const double atan_error = worst_error(
+      pydet::atan_of_fraction, [](double x) { return std::atan(x); },
+      bits(std::numeric_limits<float>::min()), bits(1.0f), kStep);
+  std::printf("relative errors: exp %.3g, log1p %.3g, log %.3g, atan %.3g\n", exp_error,
+              log1p_error, log_error, atan_error);
   CHECK(exp_error < 0x1p-22);
   CHECK(log1p_error < 0x1p-22);
   CHECK(log_error < 0x1p-22);
+  CHECK(atan_error < 0x1p-22);
 
   CHECK(pydet::exp_of_negative(0.0f) == 1);
   CHECK(pydet::exp_of_negative(-0.0f) == 1);
@@ -53,5 +58,7 @@ int main() {
   CHECK(pydet::log_of_fraction(1.0f) == 0);
   CHECK(pydet::log_of_fraction(0.0f) < -87);
   CHECK(std::isnan(pydet::log_of_fraction(NAN)));
+  CHECK(pydet::atan_of_fraction(0.0f) == 0);
+  CHECK(std::isnan(pydet::atan_of_fraction(NAN)));
   return check::result();
 }
