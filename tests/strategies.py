@@ -32,10 +32,16 @@ def lattice_box(size: int = LATTICE, *, degenerate: bool = True):
     return st.tuples(side, side).map(corners)
 
 
-def lattice_boxes(min_count: int = 0, max_count: int = 24, size: int | None = None):
+def lattice_boxes(
+    min_count: int = 0, max_count: int = 24, size: int | None = None, *, degenerate: bool = True
+):
     """Lists of boxes on a lattice; a small one makes many overlaps, ties and equal boxes."""
     sizes = st.sampled_from([4, 16, LATTICE]) if size is None else st.just(size)
-    return sizes.flatmap(lambda s: st.lists(lattice_box(s), min_size=min_count, max_size=max_count))
+    return sizes.flatmap(
+        lambda s: st.lists(
+            lattice_box(s, degenerate=degenerate), min_size=min_count, max_size=max_count
+        )
+    )
 
 
 def coordinate(*, special: bool = True):

@@ -13,7 +13,8 @@ namespace {
 
 // Columns a tile: its arrays stay in the first-level cache while the rows of boxes1 pass over them.
 constexpr int64_t kTile = 1024;
-constexpr int64_t kBackwardTile = 512;
+// Not a power of two: arrays 2 KiB apart would share their lines of the cache.
+constexpr int64_t kBackwardTile = 496;
 // Pairs a thread takes at a time.
 constexpr int64_t kGrain = 1 << 16;
 // Rows a task of the backward: each task gives the sums of its columns, for these rows alone.

@@ -4,6 +4,9 @@
 from pydet.ops.box_coding import decode_boxes as decode_boxes
 from pydet.ops.box_coding import encode_boxes as encode_boxes
 from pydet.ops.box_iou import box_iou as box_iou
+from pydet.ops.box_iou import complete_box_iou as complete_box_iou
+from pydet.ops.box_iou import distance_box_iou as distance_box_iou
+from pydet.ops.box_iou import generalized_box_iou as generalized_box_iou
 from pydet.ops.boxes import box_area as box_area
 from pydet.ops.boxes import box_convert as box_convert
 from pydet.ops.boxes import clip_boxes_to_image as clip_boxes_to_image

@@ -30,15 +30,26 @@ def _area_dtype(dtype: torch.dtype) -> torch.dtype:
 
 # --- registration ------------------------------------------------------------------------------
 
-_box_area_backward = define(
-    "box_area_backward(Tensor grad_area, Tensor boxes, str fmt) -> Tensor",
-    fake=lambda grad_area, boxes, fmt: boxes.new_empty(boxes.shape),
-)
-
 
 def _save_area(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    boxes, ctx.fmt = inputs
-    ctx.save_for_backward(boxes)
+    *tensors, ctx.fmt = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _double_backward_area(ctx: Any, v: Tensor) -> tuple[Tensor, Tensor, None]:
+    """An area is bilinear in the sides: the gradient along v is that of v with the sides."""
+    grad_area, boxes = ctx.saved_tensors
+    wide = boxes.to(grad_area.dtype)
+    slopes = _box_area_backward(torch.ones_like(grad_area), wide, ctx.fmt)
+    return (slopes * v).sum(-1), _box_area_backward(grad_area, v, ctx.fmt), None
+
+
+_box_area_backward: Any = define(
+    "box_area_backward(Tensor grad_area, Tensor boxes, str fmt) -> Tensor",
+    fake=lambda grad_area, boxes, fmt: boxes.new_empty(boxes.shape),
+    backward=_double_backward_area,
+    save=_save_area,
+)
 
 
 _box_area = define(
@@ -48,34 +59,46 @@ _box_area = define(
     save=_save_area,
 )
 
-_box_convert_backward = define(
-    "box_convert_backward(Tensor grad_converted, str in_fmt, str out_fmt) -> Tensor",
-    fake=lambda grad_converted, *_: grad_converted.new_empty(grad_converted.shape),
-)
-
 
 def _save_formats(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.formats = inputs[1:]
 
 
-_box_convert = define(
+_box_convert_backward: Any = define(
+    "box_convert_backward(Tensor grad_converted, str in_fmt, str out_fmt) -> Tensor",
+    fake=lambda grad_converted, *_: grad_converted.new_empty(grad_converted.shape),
+    # Conversions are linear: the gradient of the gradient is converted itself.
+    backward=lambda ctx, v: (_box_convert(v, *ctx.formats), None, None),
+    save=_save_formats,
+)
+
+_box_convert: Any = define(
     "box_convert(Tensor boxes, str in_fmt, str out_fmt) -> Tensor",
     fake=lambda boxes, *_: boxes.new_empty(boxes.shape),
     backward=lambda ctx, grad: (_box_convert_backward(grad, *ctx.formats), None, None),
     save=_save_formats,
 )
 
-_clip_boxes_to_image_backward = define(
+
+def _save_size(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, height, width = inputs
+    ctx.size = height, width
+    ctx.save_for_backward(tensors[-1])
+
+
+_clip_boxes_to_image_backward: Any = define(
     "clip_boxes_to_image_backward(Tensor grad_clipped, Tensor boxes, Scalar height, Scalar width)"
     " -> Tensor",
     fake=lambda grad_clipped, boxes, *_: boxes.new_empty(boxes.shape),
+    # It passes or holds back each number, so its own gradient does the same.
+    backward=lambda ctx, v: (
+        _clip_boxes_to_image_backward(v, *ctx.saved_tensors, *ctx.size),
+        None,
+        None,
+        None,
+    ),
+    save=_save_size,
 )
-
-
-def _save_size(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    boxes, *ctx.size = inputs
-    ctx.save_for_backward(boxes)
-
 
 _clip_boxes_to_image = define(
     "clip_boxes_to_image(Tensor boxes, Scalar height, Scalar width) -> Tensor",
@@ -120,7 +143,7 @@ def box_area(boxes: Tensor, fmt: str = "xyxy") -> Tensor:
         TypeError: Not a tensor, or a dtype that is no number.
         ValueError: Not [..., 4], or an unknown format.
 
-    Differentiable once.
+    Differentiable twice.
     """
     _check_rows("box_area", boxes)
     check_choice("box_area", "fmt", fmt, _FORMATS)
@@ -147,7 +170,7 @@ def box_convert(boxes: Tensor, in_fmt: str, out_fmt: str) -> Tensor:
         ValueError: Not [..., 4], or a format that is not one of the three; torchvision's rotated
             ones (xywhr, cxcywhr, xyxyxyxy) are not supported.
 
-    Differentiable once.
+    Differentiable twice.
     """
     op = "box_convert"
     _check_rows(op, boxes)
@@ -179,7 +202,7 @@ def clip_boxes_to_image(boxes: Tensor, size: tuple[int, int]) -> Tensor:
         TypeError: Not a tensor, a dtype that is no number, or a size that is not two numbers.
         ValueError: Not [..., 4], or a negative size.
 
-    Differentiable once: the gradient passes where the coordinate was inside, the ends included.
+    Differentiable twice: the gradient passes where the coordinate was inside, the ends included.
     """
     op = "clip_boxes_to_image"
     _check_rows(op, boxes)

@@ -118,6 +118,20 @@ def _two_sets(size: int, random: Random) -> dict[str, Tensor]:
     return {"boxes1": random.boxes(size), "boxes2": random.boxes(size + 1)}
 
 
+def _two_sets_alike(size: int, random: Random) -> dict[str, Tensor]:
+    """Boxes of one aspect ratio: where it differs, complete IoU takes a factor as a constant for
+    the gradient, which numeric derivatives do not know of."""
+
+    def squares(count: int) -> Tensor:
+        centres, sides = (
+            random.uniform(count, 2, low=16, high=48),
+            random.uniform(count, 1, low=0.5),
+        )
+        return torch.cat([centres - 8 * sides, centres + 12 * sides], dim=-1)
+
+    return {"boxes1": squares(size), "boxes2": squares(size + 1)}
+
+
 def _boxes_and_scores(size: int, random: Random) -> dict[str, Tensor]:
     return {"boxes": random.boxes(size).round(), "scores": random.scores(size)}
 
@@ -167,23 +181,29 @@ CASES: tuple[OpCase, ...] = (
         "box_area",
         lambda size, random: {"boxes": random.boxes(size)},
         gradients=("boxes",),
-        second=False,
     ),
     OpCase(
         "box_convert",
         lambda size, random: {"boxes": random.boxes(size)},
         arguments={"in_fmt": "xyxy", "out_fmt": "cxcywh"},
         gradients=("boxes",),
-        second=False,
     ),
-    OpCase("box_iou", _two_sets, gradients=("boxes1", "boxes2"), second=False, many=700),
+    OpCase("box_iou", _two_sets, gradients=("boxes1", "boxes2"), many=700),
+    OpCase(
+        "box_iou",
+        _two_sets,
+        variant="cxcywh",
+        arguments={"fmt": "cxcywh"},
+        gradients=("boxes1", "boxes2"),
+        many=700,
+    ),
     OpCase(
         "clip_boxes_to_image",
         lambda size, random: {"boxes": random.boxes(size) - 8},
         arguments={"size": (40, 50)},
         gradients=("boxes",),
-        second=False,
     ),
+    OpCase("complete_box_iou", _two_sets_alike, gradients=("boxes1", "boxes2"), many=700),
     OpCase(
         "decode_boxes",
         lambda size, random: {
@@ -193,12 +213,14 @@ CASES: tuple[OpCase, ...] = (
         gradients=("deltas", "anchors"),
         second=False,
     ),
+    OpCase("distance_box_iou", _two_sets, gradients=("boxes1", "boxes2"), many=700),
     OpCase(
         "encode_boxes",
         lambda size, random: {"boxes": random.boxes(size), "anchors": random.boxes(size)},
         gradients=("boxes", "anchors"),
         second=False,
     ),
+    OpCase("generalized_box_iou", _two_sets, gradients=("boxes1", "boxes2"), many=700),
     OpCase(
         "match_anchors",
         _anchors_and_ground_truth,

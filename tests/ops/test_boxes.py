@@ -249,14 +249,27 @@ def test_gradient_of_clip_equals_autograd(boxes, height, width):
     assert torch.equal(x.grad.nan_to_num(), y.grad.nan_to_num())
 
 
-def test_second_derivative_is_refused(device):
-    for name in ("box_area", "box_convert", "clip_boxes_to_image"):
-        boxes = random_boxes(3, device=device).requires_grad_()
-        (grad,) = torch.autograd.grad(
-            FUNCTIONS[name](boxes).square().sum(), boxes, create_graph=True
-        )
-        with pytest.raises(NotImplementedError, match="second derivative"):
-            grad.sum().backward()
+def widened(boxes):
+    return boxes.to(torch.promote_types(boxes.dtype, torch.float32))
+
+
+def test_second_derivatives_equal_autograd(device):
+    """In float16 as well, where the gradient's own rounding is all that differs."""
+    for dtype in (torch.float64, torch.float16):
+        for fmt in ("xyxy", "xywh", "cxcywh"):
+            found = []
+            for function in (ops.box_area, lambda b, fmt: eager_area(widened(b), fmt)):
+                boxes = random_boxes(5, device=device).to(dtype).requires_grad_()
+                weight = torch.linspace(0.5, 1, 5, device=device).to(function(boxes, fmt).dtype)
+                weight.requires_grad_()
+                first = torch.autograd.grad(
+                    (function(boxes, fmt) * weight).sum(), boxes, create_graph=True
+                )[0]
+                v = torch.arange(20.0, device=device).reshape(5, 4).sub(9).to(dtype)
+                second = torch.autograd.grad((first.double() * v).sum(), (boxes, weight))
+                found.append([grad.double() for grad in second])
+            error = 1e-12 if dtype == torch.float64 else 2e-3
+            torch.testing.assert_close(found[0], found[1], rtol=error, atol=100 * error)
 
 
 # --- registration ------------------------------------------------------------------------------
