@@ -37,7 +37,7 @@ struct Fibre {
   ucontext_t context;
   std::unique_ptr<char[]> stack{new char[kStackBytes]};
   uint3 index;
-  bool finished, waits_for_block, waits_for_warp;
+  bool finished, waits_for_block;
   void* tsan = nullptr;
 };
 
@@ -52,6 +52,7 @@ struct Warp {
 
 struct Block {
   std::vector<std::unique_ptr<Fibre>> fibres;
+  std::vector<Fibre*> ready;  // that wait for nothing
   std::vector<Warp> warps;
   std::vector<char> shared;
   const std::function<void()>* body = nullptr;
@@ -81,12 +82,26 @@ void learn(void* point) {
 #endif
 }
 
-[[noreturn]] void fail(const char* what) {
+void report(const char* what) {
   std::fprintf(stderr, "%s: block (%u, %u, %u), thread (%u, %u, %u): %s\n", block.kernel,
                block_index.x, block_index.y, block_index.z, thread_index.x, thread_index.y,
                thread_index.z, what);
+}
+
+[[noreturn]] void fail(const char* what) {
+  report(what);
   std::abort();
 }
+
+#if defined(__SANITIZE_ADDRESS__)
+// The address sanitizer tells the line; this tells whose it was.
+[[maybe_unused]] const bool death_is_reported = [] {
+  __sanitizer_set_death_callback([] {
+    if (block.running != nullptr) report("stopped by the sanitizer");
+  });
+  return true;
+}();
+#endif
 
 size_t linear(const uint3& index) {
   return index.x + static_cast<size_t>(block_size.x) *
@@ -139,7 +154,7 @@ void resume(Fibre* fibre) {
 
 void start(Fibre* fibre, const uint3& index) {
   fibre->index = index;
-  fibre->finished = fibre->waits_for_block = fibre->waits_for_warp = false;
+  fibre->finished = fibre->waits_for_block = false;
 #if defined(__SANITIZE_ADDRESS__)
   __asan_unpoison_memory_region(fibre->stack.get(), kStackBytes);
 #endif
@@ -163,30 +178,32 @@ void run_block() {
     const unsigned int y = static_cast<unsigned int>(i / block_size.x % block_size.y);
     start(block.fibres[i].get(),
           {x, y, static_cast<unsigned int>(i / block_size.x / block_size.y)});
+    block.ready.push_back(block.fibres[i].get());
   }
   publish(&block.body);
-  std::vector<Fibre*> ready;
   for (;;) {
-    ready.clear();
-    size_t alive = 0, at_barrier = 0;
+    while (!block.ready.empty()) {
+      std::swap(block.ready[order() % block.ready.size()], block.ready.back());
+      Fibre* fibre = block.ready.back();
+      block.ready.pop_back();
+      resume(fibre);
+    }
+    // None can go on: either all that are left wait at the barrier, or they wait in vain.
+    size_t alive = 0;
     for (size_t i = 0; i < block.threads; ++i) {
       Fibre* fibre = block.fibres[i].get();
       if (fibre->finished) continue;
       ++alive;
-      at_barrier += fibre->waits_for_block;
-      if (!fibre->waits_for_block && !fibre->waits_for_warp) ready.push_back(fibre);
+      if (fibre->waits_for_block) block.ready.push_back(fibre);
+      fibre->waits_for_block = false;
     }
     if (alive == 0) break;
-    if (ready.empty()) {
-      if (at_barrier != alive) {
-        fail("some threads wait in a warp operation for lanes that are elsewhere");
-      }
-      for (size_t i = 0; i < block.threads; ++i) block.fibres[i]->waits_for_block = false;
-      continue;
+    if (block.ready.size() != alive) {
+      fail("some threads wait in a warp operation for lanes that are elsewhere");
     }
-    resume(ready[order() % ready.size()]);
   }
   learn(&block.active);
+  block.running = nullptr;
 }
 
 }  // namespace
@@ -234,7 +251,6 @@ void* dynamic_shared_memory() { return block.shared.data(); }
 int lane() { return static_cast<int>(linear(thread_index) % kWarp); }
 
 const uint64_t* exchange(unsigned int mask, uint64_t value) {
-  Fibre* self = block.running;
   const size_t index = linear(thread_index);
   const int me = lane();
   Warp& warp = block.warps[index / kWarp];
@@ -256,10 +272,9 @@ const uint64_t* exchange(unsigned int mask, uint64_t value) {
   publish(&warp.values[set]);
   if ((warp.arrived[set] & mask) == mask) {
     for (int i = 0; i < kWarp; ++i) {
-      if (mask >> i & 1) block.fibres[first + i]->waits_for_warp = false;
+      if ((mask >> i & 1) != 0 && i != me) block.ready.push_back(block.fibres[first + i].get());
     }
   } else {
-    self->waits_for_warp = true;
     to_scheduler(false);
   }
   learn(&warp.values[set]);
