@@ -15,7 +15,7 @@ built := $(VENV)/.built
 native := $(shell find csrc -type f)
 cpp := $(shell find csrc tests/cpp -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: help setup demo test lint lint-python lint-types lint-cpp lint-spelling format cpp-test cpp-sanitize bench clean
+.PHONY: help setup demo test lint lint-python lint-types lint-cpp lint-spelling format cpp-test cpp-sanitize kernel-resources bench clean
 .DELETE_ON_ERROR:
 
 help:
@@ -24,6 +24,7 @@ help:
 	@echo "make format apply the formatters"
 	@echo "make cpp-test      the C++ tests, without Python and torch"
 	@echo "make cpp-sanitize  the same under the address, undefined-behaviour and thread sanitizers"
+	@echo "make kernel-resources  the CUDA kernels by nvcc: registers, shared memory, stack, spills"
 	@echo "make bench  every benchmark on this machine"
 	@echo "make clean  remove what was built"
 
@@ -70,12 +71,13 @@ format: $(packages)
 	$(python) -m ruff format .
 	$(VENV)/bin/clang-format -i $(cpp)
 
+# nvcc's objects are left out: the tests run the CUDA kernels by emulation, and kernel-resources
+# compiles them.
 cpp-test:
-	cmake -S . -B $(BUILD) -DCMAKE_BUILD_TYPE=Release
+	cmake -S . -B $(BUILD) -DCMAKE_BUILD_TYPE=Release -DPYDET_CUDA=OFF
 	cmake --build $(BUILD) --parallel
 	ctest --test-dir $(BUILD) --output-on-failure
 
-# nvcc's objects are left out: the CUDA kernels are watched as the emulation runs them, on the CPU.
 cpp-sanitize:
 	for sanitizers in address,undefined thread; do \
 	  folder=$(BUILD)-$$sanitizers && \
@@ -83,6 +85,9 @@ cpp-sanitize:
 	  cmake --build $$folder --parallel && \
 	  ctest --test-dir $$folder --output-on-failure || exit 1; \
 	done
+
+kernel-resources:
+	$(PYTHON) tests/cpp/kernel_resources.py
 
 bench: $(built)
 	$(python) -m benchmarks

@@ -66,9 +66,7 @@ def main(folder: Path) -> None:
 
     package = folder / "pydet"
     shutil.rmtree(package, ignore_errors=True)
-    shutil.copytree(
-        ROOT / "pydet", package, ignore=shutil.ignore_patterns("_C*", "__pycache__")
-    )
+    shutil.copytree(ROOT / "pydet", package, ignore=shutil.ignore_patterns("_C*", "__pycache__"))
     setup(
         script_args=["build_ext", f"--build-lib={folder}", f"--build-temp={folder / 'objects'}"],
         ext_modules=[Extension("pydet._C", script.SOURCES)],
