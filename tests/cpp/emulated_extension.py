@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Builds a pydet whose every call runs the CUDA kernels, on the CPU, by emulation.
 
-``python tests/cpp/emulated_extension.py FOLDER`` makes FOLDER/pydet: the Python files, and a compiled
-module in which a CPU tensor goes to the launchers of the ``.cu`` files. With FOLDER in front of the
-import path the tests of the ops test the CUDA kernels, where there is no GPU. All of it is built
-with the address and undefined-behaviour sanitizers; Python needs the former preloaded
-(``make emulated-test`` does).
+``python tests/cpp/emulated_extension.py FOLDER`` makes FOLDER/pydet: the Python files, and a
+compiled module in which a CPU tensor goes to the launchers of the ``.cu`` files. With FOLDER in
+front of the import path the tests of the ops test the CUDA kernels, where there is no GPU. All of
+it is built with the address and undefined-behaviour sanitizers, which have to be preloaded.
 """
 
 import importlib.util

@@ -3,8 +3,8 @@
 
 ``python tests/cpp/kernel_resources.py`` prints registers, shared memory, stack and spills of every
 kernel for each architecture. A kernel that spills, or keeps an array in local memory, must stand in
-``kernel_resources.txt``, with as many bytes at least, or the command fails; ``--update`` writes that
-file anew, so that a change of it is seen in review.
+``kernel_resources.txt``, with as many bytes at least, or the command fails; ``--update`` writes
+that file anew, so that a change of it is seen in review.
 """
 
 import argparse
