@@ -69,6 +69,40 @@ inline at::Tensor empty_large(at::IntArrayRef shape, const at::TensorOptions& op
   return tensor;
 }
 
+// Whether a map [N, C, H, W] has its channels next to each other in memory, and not its columns.
+inline bool prefers_channels_last(const at::Tensor& map) {
+  return map.is_contiguous(at::MemoryFormat::ChannelsLast) && !map.is_contiguous();
+}
+
+inline at::Tensor laid_out(const at::Tensor& map, bool channels_last) {
+  return map.contiguous(channels_last ? at::MemoryFormat::ChannelsLast
+                                      : at::MemoryFormat::Contiguous);
+}
+
+// An empty map of `shape` [N, C, H, W].
+inline at::Tensor empty_map(at::IntArrayRef shape, bool channels_last,
+                            const at::TensorOptions& options) {
+  if (!channels_last) return empty_large(shape, options);
+  return empty_large({shape[0], shape[2], shape[3], shape[1]}, options).permute({0, 3, 1, 2});
+}
+
+// Refuses what is not input [B, C, H, W] with rois [R, 5], which are in the dtype of the
+// arithmetic: double for double, else float.
+inline void check_roi_inputs(const char* op, const at::Tensor& input, const at::Tensor& rois,
+                             int64_t pooled_height, int64_t pooled_width) {
+  TORCH_CHECK_VALUE(input.dim() == 4, op, ": input must have shape [B, C, H, W], got ",
+                    input.sizes());
+  TORCH_CHECK_VALUE(rois.dim() == 2 && rois.size(1) == 5, op, ": rois must have shape [R, 5], got ",
+                    rois.sizes());
+  const at::ScalarType wanted = input.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  TORCH_CHECK_TYPE(rois.scalar_type() == wanted, op, ": rois must be ", wanted, ", got ",
+                   rois.scalar_type());
+  TORCH_CHECK_VALUE(rois.device() == input.device(), op, ": rois must be on the device of input (",
+                    input.device(), "), got ", rois.device());
+  TORCH_CHECK_VALUE(pooled_height >= 1 && pooled_width >= 1, op,
+                    ": output_size must be at least 1, got ", pooled_height, " x ", pooled_width);
+}
+
 // Refuses a tensor that does not hold [.., 4] boxes.
 inline void check_boxes(const char* op, const char* name, const at::Tensor& boxes) {
   TORCH_CHECK_VALUE(boxes.dim() >= 2 && boxes.size(-1) == 4, op, ": ", name,

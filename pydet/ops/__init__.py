@@ -19,6 +19,8 @@ from pydet.ops.match_anchors import match_anchors as match_anchors
 from pydet.ops.nms import PaddedKeep as PaddedKeep
 from pydet.ops.nms import batched_nms as batched_nms
 from pydet.ops.nms import nms as nms
+from pydet.ops.roi_pool import RoIPool as RoIPool
+from pydet.ops.roi_pool import roi_pool as roi_pool
 from pydet.ops.soft_nms import DecayedKeep as DecayedKeep
 from pydet.ops.soft_nms import PaddedDecayedKeep as PaddedDecayedKeep
 from pydet.ops.soft_nms import batched_soft_nms as batched_soft_nms

@@ -86,3 +86,14 @@ def check_spatial_scale(op: str, spatial_scale: Any) -> float:
     requirement = "finite and above 0"
     check_number(op, "spatial_scale", spatial_scale, requirement, lambda s: 0 < s < math.inf)
     return float(spatial_scale)
+
+
+def empty_map_like(like: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
+    """An empty map of ``shape`` [N, C, H, W], laid out as ``like``: channels last in memory or not.
+
+    For fake implementations: the glue lays out its results by the same rule.
+    """
+    if like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous():
+        batch, channels, height, width = shape
+        return like.new_empty((batch, height, width, channels), dtype=dtype).permute(0, 3, 1, 2)
+    return like.new_empty(shape, dtype=dtype)

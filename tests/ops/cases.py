@@ -148,6 +148,17 @@ def _anchors_and_ground_truth(size: int, random: Random) -> dict[str, Tensor]:
     return {"anchors": random.boxes(size).round(), "gt_boxes": random.boxes(5).round()}
 
 
+def _rois(size: int, random: Random, image: float = 64.0) -> Tensor:
+    """[size, 5] boxes in two images."""
+    return torch.cat(
+        [random.integers(size, 1, high=2).double(), random.boxes(size, image=image)], 1
+    )
+
+
+def _map_and_rois(size: int, random: Random, channels: int = 3) -> dict[str, Tensor]:
+    return {"input": random.normal(2, channels, 16, 12), "boxes": _rois(size, random)}
+
+
 CASES: tuple[OpCase, ...] = (
     OpCase(
         "batched_nms",
@@ -247,6 +258,37 @@ CASES: tuple[OpCase, ...] = (
         lambda size, random: {"boxes": random.boxes(size).round()},
         arguments={"min_size": 10.0},
         tolerance=0,
+    ),
+    OpCase(
+        "roi_pool",
+        _map_and_rois,
+        arguments={"output_size": (3, 2), "spatial_scale": 0.25},
+        gradients=("input",),
+        many=200,
+        deterministic="switched",
+        tolerance=1e-6,
+    ),
+    OpCase(
+        "roi_pool",
+        lambda size, random: {"input": random.normal(2, 3, 16, 12), "boxes": random.boxes(size)},
+        call=lambda input, boxes: ops.roi_pool(input, [boxes, boxes[:2]], 2, 0.25),
+        variant="list",
+        gradients=("input",),
+        many=200,
+        deterministic="switched",
+        tolerance=1e-6,
+    ),
+    OpCase(
+        "RoIPool",
+        lambda size, random: {
+            "input": random.normal(2, 3, 16, 12),
+            "rois": _rois(size, random),
+        },
+        call=ops.RoIPool(2, 0.25),
+        gradients=("input",),
+        many=200,
+        deterministic="switched",
+        tolerance=1e-6,
     ),
     OpCase(
         "sigmoid_focal_loss",
