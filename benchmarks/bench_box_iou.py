@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""box_iou: ground truth against anchors, and detections against each other."""
+"""box_iou and its kin: ground truth against anchors, detections against each other; gradients."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks._harness import Case, num_bytes, peers
-from pydet.ops import box_iou
+from pydet import ops
+
+_FAMILY = ("generalized_box_iou", "distance_box_iou", "complete_box_iou")
 
 
-def _boxes(count: int, device: torch.device, generator: torch.Generator) -> Tensor:
+def boxes_of(count: int, device: torch.device, generator: torch.Generator) -> Tensor:
     """[count, 4] xyxy of sides 4 to 260 in a square of 1333 pixels."""
     corners = torch.rand(count, 2, generator=generator) * 1333
     sides = torch.rand(count, 2, generator=generator) * 256 + 4
@@ -27,16 +31,80 @@ def eager_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     return intersection / (area1[:, None] + area2 - intersection)
 
 
+def eager_overlap(name: str, a: Tensor, b: Tensor, eps: float = 1e-7) -> Tensor:
+    """The overlap called `name` of boxes [..., 4] that broadcast, as a user would write it."""
+    inner = torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])
+    outer = torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])
+    shared, (size_a, size_b) = inner.clamp(min=0), (x[..., 2:] - x[..., :2] for x in (a, b))
+    intersection = shared[..., 0] * shared[..., 1]
+    union = size_a[..., 0] * size_a[..., 1] + size_b[..., 0] * size_b[..., 1] - intersection
+    iou = intersection / union
+    if name.startswith("generalized"):
+        around = outer[..., 0] * outer[..., 1]
+        return iou - (around - union) / around
+    centres = (a[..., :2] + a[..., 2:] - b[..., :2] - b[..., 2:]) / 2
+    overlap = iou - centres.square().sum(-1) / (outer.square().sum(-1) + eps)
+    if name.startswith("distance"):
+        return overlap
+    angles = [(size[..., 0] / size[..., 1]).atan() for size in (size_a, size_b)]
+    v = 4 / math.pi**2 * (angles[0] - angles[1]).square()
+    alpha = (v / (1 - iou + v + eps)).detach()
+    return overlap - alpha * v
+
+
+def _gradients(function: Callable[..., Tensor], boxes1: Tensor, boxes2: Tensor) -> tuple[Any, ...]:
+    leaves = [boxes.detach().requires_grad_() for boxes in (boxes1, boxes2)]
+    return torch.autograd.grad(function(*leaves).sum(), leaves)
+
+
+def _check_gradients(ours: tuple[Any, ...], eager: tuple[Any, ...]) -> None:
+    """Sums over thousands of pairs, in float32 and in another order."""
+    for x, y in zip(ours, eager, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-3, atol=1e-4 * y.abs().max().item())
+
+
+def _family_cases(name: str, boxes1: Tensor, boxes2: Tensor) -> Iterator[Case]:
+    """The overlap alone, and with the gradients of both sides."""
+    ours = getattr(ops, name)
+    pairs = boxes1.shape[0] * boxes2.shape[0] * 4
+
+    def formula(a: Tensor, b: Tensor) -> Tensor:
+        return eager_box_iou(a, b) if name == "box_iou" else eager_overlap(name, a[:, None], b)
+
+    size = f"{len(boxes1)} x {len(boxes2)} float32"
+    if name != "box_iou":
+        yield Case(
+            name=f"{name} {size}",
+            pydet=lambda: ours(boxes1, boxes2),
+            eager=lambda: formula(boxes1, boxes2),
+            peers=peers(torchvision=lambda tv: lambda: getattr(tv, name)(boxes1, boxes2)),
+            num_bytes=num_bytes(boxes1, boxes2) + pairs,
+        )
+    yield Case(
+        name=f"{name} with gradients {size}",
+        pydet=lambda: _gradients(ours, boxes1, boxes2),
+        eager=lambda: _gradients(formula, boxes1, boxes2),
+        peers=peers(torchvision=lambda tv: lambda: _gradients(getattr(tv, name), boxes1, boxes2)),
+        num_bytes=3 * num_bytes(boxes1, boxes2) + 3 * pairs,
+        check=_check_gradients,
+    )
+
+
 def cases(device: torch.device) -> Iterator[Case]:
     generator = torch.Generator().manual_seed(0)
     # RetinaNet at 800 x 1333 has 200,000 anchors, SSD300 8,732; an image has 8 to 100 objects.
     for count1, count2 in ((8, 8_732), (100, 100_000), (1_000, 1_000), (5_000, 5_000)):
-        boxes1 = _boxes(count1, device, generator)
-        boxes2 = _boxes(count2, device, generator)
+        boxes1 = boxes_of(count1, device, generator)
+        boxes2 = boxes_of(count2, device, generator)
         yield Case(
             name=f"{count1} x {count2} float32",
-            pydet=lambda a=boxes1, b=boxes2: box_iou(a, b),
+            pydet=lambda a=boxes1, b=boxes2: ops.box_iou(a, b),
             eager=lambda a=boxes1, b=boxes2: eager_box_iou(a, b),
-            peers=peers(torchvision=lambda ops, a=boxes1, b=boxes2: lambda: ops.box_iou(a, b)),
+            peers=peers(torchvision=lambda tv, a=boxes1, b=boxes2: lambda: tv.box_iou(a, b)),
             num_bytes=num_bytes(boxes1, boxes2) + count1 * count2 * 4,
         )
+    for count1, count2 in ((1_000, 1_000), (100, 20_000)):
+        boxes1 = boxes_of(count1, device, generator)
+        boxes2 = boxes_of(count2, device, generator)
+        for name in ("box_iou", *_FAMILY):
+            yield from _family_cases(name, boxes1, boxes2)

@@ -13,6 +13,7 @@ namespace pydet {
 // One line an op, alphabetical.
 void bind_box_coding(pybind11::module_& m);
 void bind_box_iou(pybind11::module_& m);
+void bind_box_loss(pybind11::module_& m);
 void bind_boxes(pybind11::module_& m);
 void bind_focal_loss(pybind11::module_& m);
 void bind_match_anchors(pybind11::module_& m);
@@ -35,6 +36,7 @@ PYBIND11_MODULE(_C, m) {
   // One line an op, alphabetical.
   pydet::bind_box_coding(m);
   pydet::bind_box_iou(m);
+  pydet::bind_box_loss(m);
   pydet::bind_boxes(m);
   pydet::bind_focal_loss(m);
   pydet::bind_match_anchors(m);

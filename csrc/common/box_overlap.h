@@ -273,4 +273,36 @@ PYDET_HOST_DEVICE Box<A> finish_backward(const Box<A>& box, const OverlapSums<A>
           grad.x2 + by_width + centre_x, grad.y2 + by_height + centre_y};
 }
 
+// The loss of a pair: 1 - overlap, and -ln IoU (UnitBox, arXiv:1608.01471, equation 2) with the IoU
+// held at eps from below. complete_box_iou_loss of torchvision has eps in alpha alone.
+template <class Kind, class A>
+PYDET_HOST_DEVICE OverlapEps<A> loss_eps(A eps) {
+  if constexpr (Kind::kOverlap == Overlap::kIou) return {A(0), A(0), A(0)};
+  if constexpr (Kind::kOverlap == Overlap::kComplete) return {A(1e-7), A(1e-7), eps};
+  return {eps, eps, eps};
+}
+
+template <class Kind, class A>
+PYDET_HOST_DEVICE A pair_loss(const Box<A>& a, const Box<A>& b, A eps) {
+  const A value = overlap<Kind>(measure<Kind>(a), measure<Kind>(b), loss_eps<Kind>(eps));
+  if constexpr (Kind::kOverlap == Overlap::kIou)
+    return A(0) - log_of_fraction(value < eps ? eps : value);  // a NaN stays
+  return A(1) - value;
+}
+
+template <class Kind, class A>
+PYDET_HOST_DEVICE void pair_loss_backward(const Box<A>& a, const Box<A>& b, A eps, A grad,
+                                          Box<A>* grad_a, Box<A>* grad_b) {
+  const MeasuredBox<A> measured_a = measure<Kind>(a), measured_b = measure<Kind>(b);
+  const OverlapEps<A> all_eps = loss_eps<Kind>(eps);
+  A grad_overlap = -grad;
+  if constexpr (Kind::kOverlap == Overlap::kIou) {
+    const A value = overlap<Kind>(measured_a, measured_b, all_eps);
+    grad_overlap = value < eps ? A(0) : grad_overlap / value;
+  }
+  const PairGrads<A> g = overlap_backward<Kind>(measured_a, measured_b, all_eps, grad_overlap);
+  *grad_a = finish_backward<Kind, A>(a, {g.ends_a, g.area, g.centre_x, g.centre_y, g.angle});
+  *grad_b = finish_backward<Kind, A>(b, {g.ends_b, g.area, -g.centre_x, -g.centre_y, -g.angle});
+}
+
 }  // namespace pydet

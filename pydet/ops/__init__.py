@@ -7,6 +7,10 @@ from pydet.ops.box_iou import box_iou as box_iou
 from pydet.ops.box_iou import complete_box_iou as complete_box_iou
 from pydet.ops.box_iou import distance_box_iou as distance_box_iou
 from pydet.ops.box_iou import generalized_box_iou as generalized_box_iou
+from pydet.ops.box_loss import complete_box_iou_loss as complete_box_iou_loss
+from pydet.ops.box_loss import distance_box_iou_loss as distance_box_iou_loss
+from pydet.ops.box_loss import generalized_box_iou_loss as generalized_box_iou_loss
+from pydet.ops.box_loss import iou_loss as iou_loss
 from pydet.ops.boxes import box_area as box_area
 from pydet.ops.boxes import box_convert as box_convert
 from pydet.ops.boxes import clip_boxes_to_image as clip_boxes_to_image

@@ -118,18 +118,16 @@ def _two_sets(size: int, random: Random) -> dict[str, Tensor]:
     return {"boxes1": random.boxes(size), "boxes2": random.boxes(size + 1)}
 
 
-def _two_sets_alike(size: int, random: Random) -> dict[str, Tensor]:
-    """Boxes of one aspect ratio: where it differs, complete IoU takes a factor as a constant for
-    the gradient, which numeric derivatives do not know of."""
+def _pairs(size: int, random: Random) -> dict[str, Tensor]:
+    boxes = random.boxes(size)
+    return {"boxes1": boxes, "boxes2": boxes + random.uniform(size, 4, low=-3, high=3)}
 
-    def squares(count: int) -> Tensor:
-        centres, sides = (
-            random.uniform(count, 2, low=16, high=48),
-            random.uniform(count, 1, low=0.5),
-        )
-        return torch.cat([centres - 8 * sides, centres + 12 * sides], dim=-1)
 
-    return {"boxes1": squares(size), "boxes2": squares(size + 1)}
+def _squares(count: int, random: Random) -> Tensor:
+    """For complete IoU, whose gradient takes a factor as a constant: numeric derivatives know that
+    only of boxes of one aspect ratio, for which the factor is 0."""
+    centres, sides = random.uniform(count, 2, low=16, high=48), random.uniform(count, 1, low=0.5)
+    return torch.cat([centres - 8 * sides, centres + 12 * sides], dim=-1)
 
 
 def _boxes_and_scores(size: int, random: Random) -> dict[str, Tensor]:
@@ -214,7 +212,24 @@ CASES: tuple[OpCase, ...] = (
         arguments={"size": (40, 50)},
         gradients=("boxes",),
     ),
-    OpCase("complete_box_iou", _two_sets_alike, gradients=("boxes1", "boxes2"), many=700),
+    OpCase(
+        "complete_box_iou",
+        lambda size, random: {
+            "boxes1": _squares(size, random),
+            "boxes2": _squares(size + 1, random),
+        },
+        gradients=("boxes1", "boxes2"),
+        many=700,
+    ),
+    OpCase(
+        "complete_box_iou_loss",
+        lambda size, random: {
+            "boxes1": _squares(size, random),
+            "boxes2": _squares(size, random),
+        },
+        arguments={"reduction": "mean"},
+        gradients=("boxes1", "boxes2"),
+    ),
     OpCase(
         "decode_boxes",
         lambda size, random: {
@@ -226,12 +241,20 @@ CASES: tuple[OpCase, ...] = (
     ),
     OpCase("distance_box_iou", _two_sets, gradients=("boxes1", "boxes2"), many=700),
     OpCase(
+        "distance_box_iou_loss",
+        _pairs,
+        arguments={"reduction": "sum"},
+        gradients=("boxes1", "boxes2"),
+    ),
+    OpCase(
         "encode_boxes",
         lambda size, random: {"boxes": random.boxes(size), "anchors": random.boxes(size)},
         gradients=("boxes", "anchors"),
         second=False,
     ),
     OpCase("generalized_box_iou", _two_sets, gradients=("boxes1", "boxes2"), many=700),
+    OpCase("generalized_box_iou_loss", _pairs, gradients=("boxes1", "boxes2")),
+    OpCase("iou_loss", _pairs, arguments={"reduction": "mean"}, gradients=("boxes1", "boxes2")),
     OpCase(
         "match_anchors",
         _anchors_and_ground_truth,

@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <type_traits>
+
+#include "box_loss/box_loss.h"
+#include "common/isa.h"
+#include "common/parallel_for.h"
+
+namespace pydet {
+namespace cpu {
+namespace {
+
+// Pairs that are computed together, in arrays that stay in the first-level cache.
+constexpr int64_t kChunk = 256;
+
+// Calls body(kind) with the kind of overlap of the loss as a type.
+template <class Body>
+void with_kind(Overlap overlap, const Body& body) {
+  switch (overlap) {
+    case Overlap::kIou:
+      return body(OverlapKind<Overlap::kIou, true>{});
+    case Overlap::kGeneralized:
+      return body(OverlapKind<Overlap::kGeneralized, true>{});
+    case Overlap::kDistance:
+      return body(OverlapKind<Overlap::kDistance, true>{});
+    case Overlap::kComplete:
+      return body(OverlapKind<Overlap::kComplete, true>{});
+  }
+}
+
+// Boxes as a structure of arrays, so that one vector register holds one coordinate of many.
+template <class A>
+struct Coordinates {
+  A x1[kChunk], y1[kChunk], x2[kChunk], y2[kChunk];
+
+  template <class T>
+  void load_boxes(const T* boxes, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) set(i, load_box(boxes, i));
+  }
+  template <class T>
+  void store_boxes(T* boxes, int64_t count) const {
+    for (int64_t i = 0; i < count; ++i) store_box(boxes, i, box(i));
+  }
+  Box<A> box(int64_t i) const { return {x1[i], y1[i], x2[i], y2[i]}; }
+  void set(int64_t i, const Box<A>& box) {
+    x1[i] = box.x1;
+    y1[i] = box.y1;
+    x2[i] = box.x2;
+    y2[i] = box.y2;
+  }
+};
+
+// The boxes of a chunk: numbers, or dual numbers with v for their tangents.
+template <class A, bool kDual>
+struct Boxes {
+  Coordinates<A> value, tangent;
+
+  template <class T>
+  void load_boxes(const T* boxes, const T* v, int64_t count) {
+    value.load_boxes(boxes, count);
+    if constexpr (kDual) tangent.load_boxes(v, count);
+  }
+  auto box(int64_t i) const {
+    if constexpr (kDual) {
+      return Box<Dual<A>>{{value.x1[i], tangent.x1[i]},
+                          {value.y1[i], tangent.y1[i]},
+                          {value.x2[i], tangent.x2[i]},
+                          {value.y2[i], tangent.y2[i]}};
+    } else {
+      return value.box(i);
+    }
+  }
+};
+
+// The number itself, or the tangent of a dual number.
+template <class A>
+A result_of(A x) {
+  return x;
+}
+template <class A>
+A result_of(const Dual<A>& x) {
+  return x.tangent;
+}
+template <class C>
+auto result_of(const Box<C>& box) {
+  using A = decltype(result_of(box.x1));
+  return Box<A>{result_of(box.x1), result_of(box.y1), result_of(box.x2), result_of(box.y2)};
+}
+
+// The sum of values[0, count), by halves: the order does not depend on the width of the vectors.
+template <class A>
+A folded_sum(A* values, int64_t count) {
+  while (count > 1) {
+    const int64_t pairs = count / 2, rest = count - pairs;
+    for (int64_t i = 0; i < pairs; ++i) values[i] += values[rest + i];
+    count = rest;
+  }
+  return values[0];
+}
+
+template <class T, class Kind, bool kDual>
+struct LossPiece {
+  // Pairs [begin, end): their losses, or the sum of them.
+  static void run(const BoxLossArgs<T>* args, int64_t begin, int64_t end, acc_t<T>* loss,
+                  double* sum) {
+    using A = acc_t<T>;
+    using C = std::conditional_t<kDual, Dual<A>, A>;
+    const C eps(static_cast<A>(args->eps));
+    Boxes<A, kDual> a, b;
+    A values[kChunk];
+    double total = 0;
+    for (; begin < end; begin += kChunk) {
+      const int64_t count = std::min(kChunk, end - begin);
+      a.load_boxes(args->boxes1 + 4 * begin, kDual ? args->v1 + 4 * begin : nullptr, count);
+      b.load_boxes(args->boxes2 + 4 * begin, kDual ? args->v2 + 4 * begin : nullptr, count);
+      for (int64_t i = 0; i < count; ++i)
+        values[i] = result_of(pair_loss<Kind>(a.box(i), b.box(i), eps));
+      if (loss != nullptr) {
+        std::copy(values, values + count, loss + begin);
+      } else {
+        total += folded_sum(values, count);
+      }
+    }
+    if (sum != nullptr) *sum = total;
+  }
+};
+
+template <class T, class Kind, bool kDual>
+struct LossBackwardPiece {
+  static void run(const BoxLossArgs<T>* args, int64_t begin, int64_t end, bool of_sum,
+                  const acc_t<T>* grad_loss, T* grad_boxes1, T* grad_boxes2) {
+    using A = acc_t<T>;
+    using C = std::conditional_t<kDual, Dual<A>, A>;
+    const C eps(static_cast<A>(args->eps));
+    Boxes<A, kDual> a, b;
+    Coordinates<A> grad_a, grad_b;
+    A grads[kChunk];
+    if (of_sum) std::fill(grads, grads + kChunk, static_cast<A>(*grad_loss * args->scale));
+    for (; begin < end; begin += kChunk) {
+      const int64_t count = std::min(kChunk, end - begin);
+      a.load_boxes(args->boxes1 + 4 * begin, kDual ? args->v1 + 4 * begin : nullptr, count);
+      b.load_boxes(args->boxes2 + 4 * begin, kDual ? args->v2 + 4 * begin : nullptr, count);
+      if (!of_sum) std::copy(grad_loss + begin, grad_loss + begin + count, grads);
+      for (int64_t i = 0; i < count; ++i) {
+        Box<C> of_a, of_b;
+        pair_loss_backward<Kind>(a.box(i), b.box(i), eps, C(grads[i]), &of_a, &of_b);
+        grad_a.set(i, result_of(of_a));
+        grad_b.set(i, result_of(of_b));
+      }
+      grad_a.store_boxes(grad_boxes1 + 4 * begin, count);
+      grad_b.store_boxes(grad_boxes2 + 4 * begin, count);
+    }
+  }
+};
+
+// Calls body(kind, along_v) with the kind and std::true_type for derivatives along v1 and v2.
+template <class T, class Body>
+void with_kind_of(const BoxLossArgs<T>& args, const Body& body) {
+  with_kind(args.overlap, [&](auto kind) {
+    if (args.v1 != nullptr) return body(kind, std::true_type{});
+    body(kind, std::false_type{});
+  });
+}
+
+}  // namespace
+
+template <class T>
+void box_loss(const BoxLossArgs<T>& args, acc_t<T>* loss) {
+  with_kind_of(args, [&](auto kind, auto along_v) {
+    parallel_for(args.count, kBoxLossPiece, [&](int64_t begin, int64_t end) {
+      run_on_best_isa<LossPiece<T, decltype(kind), along_v>>(&args, begin, end, loss,
+                                                             static_cast<double*>(nullptr));
+    });
+  });
+}
+
+template <class T>
+void box_loss_sum(const BoxLossArgs<T>& args, double* partials, acc_t<T>* sum) {
+  with_kind_of(args, [&](auto kind, auto along_v) {
+    parallel_for(args.count, kBoxLossPiece, [&](int64_t begin, int64_t end) {
+      run_on_best_isa<LossPiece<T, decltype(kind), along_v>>(
+          &args, begin, end, static_cast<acc_t<T>*>(nullptr), partials + begin / kBoxLossPiece);
+    });
+  });
+  double total = 0;
+  for (int64_t piece = 0; piece < box_loss_pieces(args.count); ++piece) total += partials[piece];
+  *sum = static_cast<acc_t<T>>(args.count == 0 ? 0 : total * args.scale);
+}
+
+template <class T>
+void box_loss_backward(const BoxLossArgs<T>& args, bool of_sum, const acc_t<T>* grad_loss,
+                       T* grad_boxes1, T* grad_boxes2) {
+  with_kind_of(args, [&](auto kind, auto along_v) {
+    parallel_for(args.count, kBoxLossPiece, [&](int64_t begin, int64_t end) {
+      run_on_best_isa<LossBackwardPiece<T, decltype(kind), along_v>>(
+          &args, begin, end, of_sum, grad_loss, grad_boxes1, grad_boxes2);
+    });
+  });
+}
+
+template void box_loss(const BoxLossArgs<float>&, float*);
+template void box_loss(const BoxLossArgs<double>&, double*);
+template void box_loss(const BoxLossArgs<Half>&, float*);
+template void box_loss(const BoxLossArgs<BFloat16>&, float*);
+
+template void box_loss_sum(const BoxLossArgs<float>&, double*, float*);
+template void box_loss_sum(const BoxLossArgs<double>&, double*, double*);
+template void box_loss_sum(const BoxLossArgs<Half>&, double*, float*);
+template void box_loss_sum(const BoxLossArgs<BFloat16>&, double*, float*);
+
+template void box_loss_backward(const BoxLossArgs<float>&, bool, const float*, float*, float*);
+template void box_loss_backward(const BoxLossArgs<double>&, bool, const double*, double*, double*);
+template void box_loss_backward(const BoxLossArgs<Half>&, bool, const float*, Half*, Half*);
+template void box_loss_backward(const BoxLossArgs<BFloat16>&, bool, const float*, BFloat16*,
+                                BFloat16*);
+
+}  // namespace cpu
+}  // namespace pydet

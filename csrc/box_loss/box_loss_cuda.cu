@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <type_traits>
+
+#include "box_loss/box_loss.h"
+#include "common/launch.cuh"
+
+namespace pydet {
+namespace cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kWarp = 32;
+
+// A box, read as one or two words of 128 bits at most: contiguous boxes are aligned to themselves.
+template <class T>
+struct alignas(4 * sizeof(T) < 16 ? 4 * sizeof(T) : 16) BoxOf {
+  T x1, y1, x2, y2;
+};
+
+template <class T>
+__device__ Box<acc_t<T>> load_aligned(const T* boxes, int64_t index) {
+  const BoxOf<T> box = reinterpret_cast<const BoxOf<T>*>(boxes)[index];
+  return {load(&box.x1), load(&box.y1), load(&box.x2), load(&box.y2)};
+}
+
+template <class T>
+__device__ void store_aligned(T* boxes, int64_t index, const Box<acc_t<T>>& value) {
+  BoxOf<T> box;
+  store(&box.x1, value.x1);
+  store(&box.y1, value.y1);
+  store(&box.x2, value.x2);
+  store(&box.y2, value.y2);
+  reinterpret_cast<BoxOf<T>*>(boxes)[index] = box;
+}
+
+// A box of numbers, or of dual numbers with v for the tangents.
+template <bool kDual, class T>
+__device__ auto load_numbers(const T* boxes, const T* v, int64_t index) {
+  using A = acc_t<T>;
+  const Box<A> box = load_aligned(boxes, index);
+  if constexpr (kDual) {
+    const Box<A> t = load_aligned(v, index);
+    return Box<Dual<A>>{{box.x1, t.x1}, {box.y1, t.y1}, {box.x2, t.x2}, {box.y2, t.y2}};
+  } else {
+    return box;
+  }
+}
+
+// The number itself, or the tangent of a dual number.
+__device__ float result_of(float x) { return x; }
+__device__ double result_of(double x) { return x; }
+template <class A>
+__device__ A result_of(const Dual<A>& x) {
+  return x.tangent;
+}
+
+// The sum over the block, in a fixed order; only thread 0 has it.
+__device__ double block_sum(double value) {
+  __shared__ double parts[kThreads / kWarp];
+  for (int delta = kWarp / 2; delta > 0; delta /= 2) value += __shfl_down_sync(~0u, value, delta);
+  if (threadIdx.x % kWarp == 0) parts[threadIdx.x / kWarp] = value;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    for (int warp = 1; warp < kThreads / kWarp; ++warp) value += parts[warp];
+  }
+  __syncthreads();
+  return value;
+}
+
+// A block takes a piece of pairs at a time: stores their losses, or the sum of them.
+template <class T, class Kind, bool kDual>
+__global__ void __launch_bounds__(kThreads)
+    box_loss_kernel(BoxLossArgs<T> args, acc_t<T>* loss, double* partials) {
+  using A = acc_t<T>;
+  using C = std::conditional_t<kDual, Dual<A>, A>;
+  const C eps(static_cast<A>(args.eps));
+  const int64_t pieces = ceil_div(args.count, kBoxLossPiece);
+  for (int64_t piece = blockIdx.x; piece < pieces; piece += gridDim.x) {
+    const int64_t begin = piece * kBoxLossPiece;
+    const int64_t end = min_of(begin + kBoxLossPiece, args.count);
+    double sum = 0;
+    for (int64_t i = begin + threadIdx.x; i < end; i += kThreads) {
+      const A value = result_of(pair_loss<Kind>(load_numbers<kDual>(args.boxes1, args.v1, i),
+                                                load_numbers<kDual>(args.boxes2, args.v2, i), eps));
+      if (loss != nullptr) {
+        loss[i] = value;
+      } else {
+        sum += static_cast<double>(value);
+      }
+    }
+    if (partials != nullptr) {
+      sum = block_sum(sum);
+      if (threadIdx.x == 0) partials[piece] = sum;
+    }
+  }
+}
+
+template <class A>
+__global__ void __launch_bounds__(kThreads)
+    box_loss_sum_kernel(int64_t pieces, double scale, const double* partials, A* total) {
+  double sum = 0;
+  for (int64_t piece = threadIdx.x; piece < pieces; piece += kThreads) sum += partials[piece];
+  sum = block_sum(sum);
+  if (threadIdx.x == 0) *total = static_cast<A>(pieces == 0 ? 0 : sum * scale);
+}
+
+template <class T, class Kind, bool kDual>
+__global__ void __launch_bounds__(kThreads)
+    box_loss_backward_kernel(BoxLossArgs<T> args, bool of_sum, const acc_t<T>* grad_loss,
+                             T* grad_boxes1, T* grad_boxes2) {
+  using A = acc_t<T>;
+  using C = std::conditional_t<kDual, Dual<A>, A>;
+  const C eps(static_cast<A>(args.eps));
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
+  for (int64_t i = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x; i < args.count;
+       i += step) {
+    const A grad = of_sum ? static_cast<A>(*grad_loss * args.scale) : grad_loss[i];
+    Box<C> a, b;
+    pair_loss_backward<Kind>(load_numbers<kDual>(args.boxes1, args.v1, i),
+                             load_numbers<kDual>(args.boxes2, args.v2, i), eps, C(grad), &a, &b);
+    store_aligned<T>(grad_boxes1, i,
+                     {result_of(a.x1), result_of(a.y1), result_of(a.x2), result_of(a.y2)});
+    store_aligned<T>(grad_boxes2, i,
+                     {result_of(b.x1), result_of(b.y1), result_of(b.x2), result_of(b.y2)});
+  }
+}
+
+// Calls body(kind, along_v) with the kind of overlap of the loss as a type, and std::true_type for
+// derivatives along v1 and v2.
+template <class T, class Body>
+void with_kind_of(const BoxLossArgs<T>& args, const Body& body) {
+  const auto with = [&](auto kind) {
+    if (args.v1 != nullptr) return body(kind, std::true_type{});
+    body(kind, std::false_type{});
+  };
+  switch (args.overlap) {
+    case Overlap::kIou:
+      return with(OverlapKind<Overlap::kIou, true>{});
+    case Overlap::kGeneralized:
+      return with(OverlapKind<Overlap::kGeneralized, true>{});
+    case Overlap::kDistance:
+      return with(OverlapKind<Overlap::kDistance, true>{});
+    case Overlap::kComplete:
+      return with(OverlapKind<Overlap::kComplete, true>{});
+  }
+}
+
+template <class T>
+void launch_forward(const BoxLossArgs<T>& args, acc_t<T>* loss, double* partials,
+                    CUstream_st* stream) {
+  with_kind_of(args, [&](auto kind, auto along_v) {
+    launch(box_loss_kernel<T, decltype(kind), decltype(along_v)::value>,
+           grid_size(box_loss_pieces(args.count), 1), kThreads, 0, stream, args, loss, partials);
+  });
+}
+
+}  // namespace
+
+template <class T>
+const char* box_loss(const BoxLossArgs<T>& args, acc_t<T>* loss, CUstream_st* stream) {
+  if (args.count == 0) return nullptr;
+  launch_forward<T>(args, loss, nullptr, stream);
+  return launch_error();
+}
+
+template <class T>
+const char* box_loss_sum(const BoxLossArgs<T>& args, double* partials, acc_t<T>* sum,
+                         CUstream_st* stream) {
+  if (args.count != 0) {
+    launch_forward<T>(args, nullptr, partials, stream);
+    if (const char* error = launch_error()) return error;
+  }
+  launch(box_loss_sum_kernel<acc_t<T>>, 1, kThreads, 0, stream, box_loss_pieces(args.count),
+         args.scale, partials, sum);
+  return launch_error();
+}
+
+template <class T>
+const char* box_loss_backward(const BoxLossArgs<T>& args, bool of_sum, const acc_t<T>* grad_loss,
+                              T* grad_boxes1, T* grad_boxes2, CUstream_st* stream) {
+  if (args.count == 0) return nullptr;
+  with_kind_of(args, [&](auto kind, auto along_v) {
+    launch(box_loss_backward_kernel<T, decltype(kind), decltype(along_v)::value>,
+           grid_size(args.count, kThreads), kThreads, 0, stream, args, of_sum, grad_loss,
+           grad_boxes1, grad_boxes2);
+  });
+  return launch_error();
+}
+
+template const char* box_loss(const BoxLossArgs<float>&, float*, CUstream_st*);
+template const char* box_loss(const BoxLossArgs<double>&, double*, CUstream_st*);
+template const char* box_loss(const BoxLossArgs<Half>&, float*, CUstream_st*);
+template const char* box_loss(const BoxLossArgs<BFloat16>&, float*, CUstream_st*);
+
+template const char* box_loss_sum(const BoxLossArgs<float>&, double*, float*, CUstream_st*);
+template const char* box_loss_sum(const BoxLossArgs<double>&, double*, double*, CUstream_st*);
+template const char* box_loss_sum(const BoxLossArgs<Half>&, double*, float*, CUstream_st*);
+template const char* box_loss_sum(const BoxLossArgs<BFloat16>&, double*, float*, CUstream_st*);
+
+template const char* box_loss_backward(const BoxLossArgs<float>&, bool, const float*, float*,
+                                       float*, CUstream_st*);
+template const char* box_loss_backward(const BoxLossArgs<double>&, bool, const double*, double*,
+                                       double*, CUstream_st*);
+template const char* box_loss_backward(const BoxLossArgs<Half>&, bool, const float*, Half*, Half*,
+                                       CUstream_st*);
+template const char* box_loss_backward(const BoxLossArgs<BFloat16>&, bool, const float*, BFloat16*,
+                                       BFloat16*, CUstream_st*);
+
+}  // namespace cuda
+}  // namespace pydet
