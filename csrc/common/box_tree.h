@@ -51,12 +51,15 @@ struct Bounds {
     return all;
   }
 
-  // A bit for each lane whose intersection with the box is positive and at least `least`.
+  // A bit for each lane whose intersection with the box has a width, a height, and an area of at
+  // least `least`.
   uint32_t meets(const Box<A>& other, A least) const {
     uint32_t bits = 0;
     for (int lane = 0; lane < kTreeLanes; ++lane) {
-      const A inter = intersection(other, box(lane));
-      bits |= static_cast<uint32_t>((inter > A(0)) & (inter >= least)) << lane;
+      const A width = min_of(other.x2, x2[lane]) - max_of(other.x1, x1[lane]);
+      const A height = min_of(other.y2, y2[lane]) - max_of(other.y1, y1[lane]);
+      const bool meets = (width > A(0)) & (height > A(0)) & (width * height >= least);
+      bits |= static_cast<uint32_t>(meets) << lane;
     }
     return bits;
   }

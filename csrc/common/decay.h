@@ -40,4 +40,30 @@ PYDET_HOST_DEVICE A score_or_out(A score, A score_threshold) {
   return score > score_threshold ? score : A(-1);
 }
 
+// The factor of a score in matrix NMS (Wang et al. 2020, section 3.3): the least of f(iou(i)) /
+// f(peak(i)) over better boxes i, at most 1, with f the linear or the gaussian decay. Least and
+// greatest are the same in any order, so any number of threads may look for them.
+template <class A>
+struct MatrixDecay {
+  Decay method;
+  A value;  // linear: the least ratio; gaussian: the greatest iou^2 - peak^2
+
+  PYDET_HOST_DEVICE explicit MatrixDecay(Decay method)
+      : method(method), value(method == Decay::kLinear ? A(1) : A(0)) {}
+
+  // In [0, 1]. A box whose peak is 1 equals a better one and is gone: it counts for nothing.
+  static PYDET_HOST_DEVICE A linear(A iou, A peak) {
+    return iou > peak ? (A(1) - iou) / (A(1) - peak) : A(1);
+  }
+
+  // At least 0. The exponential follows once, for the greatest.
+  static PYDET_HOST_DEVICE A gaussian(A iou, A peak) {
+    return iou > peak ? iou * iou - peak * peak : A(0);
+  }
+
+  PYDET_HOST_DEVICE A weight(A sigma) const {
+    return method == Decay::kLinear ? value : portable_exp_of_negative(-value / sigma);
+  }
+};
+
 }  // namespace pydet

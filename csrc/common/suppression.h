@@ -58,6 +58,55 @@ A threshold_above(double threshold) {
   return static_cast<double>(rounded) < threshold ? std::nextafter(rounded, A(2)) : rounded;
 }
 
+// By what measure a box hides another.
+enum class Overlap : int64_t { kIou = 0, kDiou = 1 };
+
+// DIoU > threshold (Zheng et al. 2020, equation 7: IoU less the squared distance of the centres
+// over the squared diagonal of the box around both). In double and without a division, so that it
+// is exact wherever the products are: on integers below 1024 always.
+template <class A>
+PYDET_HOST_DEVICE bool diou_exceeds(const Box<A>& a, const Box<A>& b, double threshold) {
+  const Box<double> s{a.x1, a.y1, a.x2, a.y2}, t{b.x1, b.y1, b.x2, b.y2};
+  const double inter = intersection(s, t);
+  const double union_area = area(s) + area(t) - inter;
+  const double width = max_of(s.x2, t.x2) - min_of(s.x1, t.x1);
+  const double height = max_of(s.y2, t.y2) - min_of(s.y1, t.y1);
+  const double dx = (s.x1 + s.x2) - (t.x1 + t.x2), dy = (s.y1 + s.y2) - (t.y1 + t.y2);
+  const double diagonal = 4.0 * (width * width + height * height);  // as dx, dy are twice as long
+  const double distance = dx * dx + dy * dy;
+  return inter * diagonal - distance * union_area > threshold * (union_area * diagonal);
+}
+
+// When a box hides another, for any overlap.
+template <class A>
+struct SuppressionRule {
+  Overlap overlap;
+  A threshold;             // of the IoU; for others a bit less, for what is necessary and cheap
+  A tiny;                  // unions below are decided by the exact test alone
+  double exact_threshold;  // as the user gave it
+
+  SuppressionRule() = default;
+  SuppressionRule(Overlap overlap, double threshold)
+      : overlap(overlap),
+        threshold(overlap == Overlap::kIou ? threshold_below<A>(threshold)
+                                           : static_cast<A>(threshold * (1 - 0x1p-16))),
+        tiny(overlap == Overlap::kIou ? A(-1) : static_cast<A>(1e-30)),
+        exact_threshold(threshold) {}
+
+  // Necessary and cheap. DIoU is never above IoU, whose rounding the threshold's margin covers.
+  PYDET_HOST_DEVICE bool may_hide(A intersection, A area_a, A area_b) const {
+    const A union_area = area_a + area_b - intersection;
+    return ((intersection > A(0)) & (intersection >= threshold * union_area)) | (union_area < tiny);
+  }
+
+  PYDET_HOST_DEVICE bool hides(const Box<A>& a, A area_a, const Box<A>& b, A area_b) const {
+    const A inter = intersection(a, b);
+    if (!may_hide(inter, area_a, area_b)) return false;
+    return overlap == Overlap::kIou ? iou(inter, area_a, area_b) > threshold
+                                    : diou_exceeds(a, b, exact_threshold);
+  }
+};
+
 // `score_threshold` in the precision of T, as torch compares a tensor of T with a number.
 template <class T>
 acc_t<T> rounded_to(double score_threshold) {

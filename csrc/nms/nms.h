@@ -8,12 +8,15 @@
 // b in that order, -1 from counts[b] on; an image is done when max_output boxes are kept.
 //
 // The IoU is the quotient of common/box.h, rounded once in float (double for double), and compared
-// exactly: the same decisions on every machine. A box with a NaN coordinate or without area hides
+// exactly; DIoU, where that is the overlap, is decided in double without a division: the same
+// decisions on every machine. A box with a NaN coordinate or without area hides
 // nothing and is never hidden. Instantiated for float, double, Half and BFloat16.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+
+#include "common/suppression.h"
 
 struct CUstream_st;
 
@@ -23,6 +26,7 @@ struct NmsParams {
   int64_t batch, num_boxes;
   int64_t max_output;  // row length of keep; num_boxes keeps all
   double iou_threshold;
+  Overlap overlap;
   double score_threshold;  // only boxes with a greater score take part ..
   bool filter_scores;      // .. where this is set; otherwise all do, NaN scores too
 };

@@ -67,10 +67,9 @@ __device__ Candidate<acc_t<T>> load_candidate(const T* boxes, const int64_t* idx
 }
 
 template <class A>
-__device__ bool hides(const Candidate<A>& a, const Candidate<A>& b, A threshold) {
-  if (a.label != b.label) return false;
-  const A inter = intersection(a.box, b.box);
-  return may_exceed(inter, a.area, b.area, threshold) && iou(inter, a.area, b.area) > threshold;
+__device__ bool hides(const SuppressionRule<A>& rule, const Candidate<A>& a,
+                      const Candidate<A>& b) {
+  return a.label == b.label && rule.hides(a.box, a.area, b.box, b.area);
 }
 
 // Empties the outputs and finds how many boxes of each image take part: the rest stand behind them.
@@ -93,7 +92,7 @@ __global__ void __launch_bounds__(kThreads)
 // or of those kept so far. Every branch around a barrier depends on the piece and image alone.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    nms_mask_kernel(NmsParams p, acc_t<T> threshold, Tiles tiles, const T* boxes,
+    nms_mask_kernel(NmsParams p, SuppressionRule<acc_t<T>> rule, Tiles tiles, const T* boxes,
                     const int64_t* idxs, const int64_t* keep, const int64_t* counts) {
   using A = acc_t<T>;
   __shared__ Candidate<A> columns[kWord];
@@ -129,7 +128,7 @@ __global__ void __launch_bounds__(kThreads)
         if (row >= rows || row / kWord > word) continue;
         uint64_t bits = 0;
         for (int j = 0; j < kWord; ++j) {
-          bits |= static_cast<uint64_t>(hides(candidate, columns[j], threshold)) << j;
+          bits |= static_cast<uint64_t>(hides(rule, candidate, columns[j])) << j;
         }
         // On the diagonal only candidates behind this one count.
         if (row / kWord == word) bits &= ~uint64_t{0} << (row % kWord) << 1;
@@ -137,7 +136,7 @@ __global__ void __launch_bounds__(kThreads)
       } else {
         bool is_hidden = false;
         for (int j = 0; row < rows && j < kWord && !is_hidden; ++j) {
-          is_hidden = hides(columns[j], candidate, threshold);
+          is_hidden = hides(rule, columns[j], candidate);
         }
         const uint32_t bits = __ballot_sync(0xffffffffu, is_hidden);
         if (thread % kWarp == 0 && bits != 0) {
@@ -260,7 +259,7 @@ const char* nms(const NmsParams& params, const T* boxes, const T* scores, const 
   launch(nms_start_kernel<T>, grid_size(outputs, kThreads), kThreads, 0, stream, p, score_threshold,
          tiles, scores, keep, counts);
   if (const char* error = launch_error()) return error;
-  const acc_t<T> threshold = threshold_below<acc_t<T>>(p.iou_threshold);
+  const SuppressionRule<acc_t<T>> rule(p.overlap, p.iou_threshold);
   const int64_t images = min_of<int64_t>(p.batch, kMaxImages);
   for (; p.max_output > 0 && tiles.begin < p.num_boxes; tiles.begin += tiles.size) {
     // As many blocks as the pieces need, were the output as full as it can be by now, but no more
@@ -271,7 +270,7 @@ const char* nms(const NmsParams& params, const T* boxes, const T* scores, const 
     const int64_t enough = max_of<int64_t>(1, kMaxBlocks / images);
     const dim3 grid(static_cast<unsigned int>(min_of(pieces, enough)),
                     static_cast<unsigned int>(images));
-    launch(nms_mask_kernel<T>, grid, kThreads, 0, stream, p, threshold, tiles, boxes, idxs, keep,
+    launch(nms_mask_kernel<T>, grid, kThreads, 0, stream, p, rule, tiles, boxes, idxs, keep,
            counts);
     if (const char* error = launch_error()) return error;
     launch(nms_resolve_kernel, static_cast<unsigned int>(images), kResolveThreads, 0, stream, p,

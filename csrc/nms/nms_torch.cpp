@@ -9,6 +9,10 @@
 namespace pydet {
 namespace {
 
+void check_overlap(const char* op, int64_t overlap) {
+  TORCH_CHECK_VALUE(overlap == 0 || overlap == 1, op, ": overlap must be 0 or 1, got ", overlap);
+}
+
 // Fills keep and counts for the batch that `params` describes.
 void run(const char* op, const NmsParams& params, const at::Tensor& boxes, const at::Tensor& scores,
          const std::optional<at::Tensor>& idxs, at::Tensor& keep, at::Tensor& counts) {
@@ -36,13 +40,15 @@ void run(const char* op, const NmsParams& params, const at::Tensor& boxes, const
 
 // boxes [N, 4], scores [N], idxs [N] -> indices of the kept boxes, as many as there are
 at::Tensor nms(const at::Tensor& boxes, const at::Tensor& scores,
-               const std::optional<at::Tensor>& idxs, double iou_threshold) {
+               const std::optional<at::Tensor>& idxs, double iou_threshold, int64_t overlap) {
   check_suppression_inputs("nms", boxes, scores, idxs);
+  check_overlap("nms", overlap);
   TORCH_CHECK_VALUE(boxes.dim() == 2, "nms: boxes must have shape [N, 4], got ", boxes.sizes());
   const int64_t n = boxes.size(0);
   at::Tensor keep = at::empty({n}, boxes.options().dtype(at::kLong));
   at::Tensor counts = at::empty({1}, keep.options());
-  run("nms", NmsParams{1, n, n, iou_threshold, 0.0, false}, boxes, scores, idxs, keep, counts);
+  run("nms", NmsParams{1, n, n, iou_threshold, static_cast<Overlap>(overlap), 0.0, false}, boxes,
+      scores, idxs, keep, counts);
   const int64_t count = counts.item<int64_t>();
   return count == n ? keep : keep.narrow(0, 0, count).clone();
 }
@@ -51,15 +57,17 @@ at::Tensor nms(const at::Tensor& boxes, const at::Tensor& scores,
 std::tuple<at::Tensor, at::Tensor> nms_padded(const at::Tensor& boxes, const at::Tensor& scores,
                                               const std::optional<at::Tensor>& idxs,
                                               double iou_threshold, int64_t max_output,
-                                              double score_threshold) {
+                                              double score_threshold, int64_t overlap) {
   check_suppression_inputs("nms_padded", boxes, scores, idxs);
+  check_overlap("nms_padded", overlap);
   TORCH_CHECK_VALUE(max_output >= 0, "nms_padded: max_output must be at least 0, got ", max_output);
   std::vector<int64_t> shape = boxes.sizes().slice(0, boxes.dim() - 2).vec();
   at::Tensor counts = at::empty(shape, boxes.options().dtype(at::kLong));
   shape.push_back(max_output);
   at::Tensor keep = at::empty(shape, counts.options());
   run("nms_padded",
-      NmsParams{counts.numel(), boxes.size(-2), max_output, iou_threshold, score_threshold, true},
+      NmsParams{counts.numel(), boxes.size(-2), max_output, iou_threshold,
+                static_cast<Overlap>(overlap), score_threshold, true},
       boxes, scores, idxs, keep, counts);
   return {keep, counts};
 }

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Detection operations with native kernels for CPU and CUDA. One line an op, alphabetical."""
 
+from pydet.ops._suppression import DecayedKeep as DecayedKeep
+from pydet.ops._suppression import PaddedDecayedKeep as PaddedDecayedKeep
 from pydet.ops.box_coding import decode_boxes as decode_boxes
 from pydet.ops.box_coding import encode_boxes as encode_boxes
 from pydet.ops.box_iou import box_iou as box_iou
@@ -20,12 +22,11 @@ from pydet.ops.match_anchors import BACKGROUND as BACKGROUND
 from pydet.ops.match_anchors import IGNORED as IGNORED
 from pydet.ops.match_anchors import AnchorMatches as AnchorMatches
 from pydet.ops.match_anchors import match_anchors as match_anchors
+from pydet.ops.matrix_nms import matrix_nms as matrix_nms
 from pydet.ops.nms import PaddedKeep as PaddedKeep
 from pydet.ops.nms import batched_nms as batched_nms
 from pydet.ops.nms import nms as nms
 from pydet.ops.roi_pool import RoIPool as RoIPool
 from pydet.ops.roi_pool import roi_pool as roi_pool
-from pydet.ops.soft_nms import DecayedKeep as DecayedKeep
-from pydet.ops.soft_nms import PaddedDecayedKeep as PaddedDecayedKeep
 from pydet.ops.soft_nms import batched_soft_nms as batched_soft_nms
 from pydet.ops.soft_nms import soft_nms as soft_nms

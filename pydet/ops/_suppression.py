@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the suppression ops (nms, soft_nms, ...) check and convert alike."""
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from torch import Tensor
 from pydet.ops._checks import (
     FLOATING,
     check_boxes,
+    check_choice,
     check_dtype,
     check_number,
     check_same_device,
@@ -16,6 +18,8 @@ from pydet.ops._checks import (
     check_shape,
     check_tensor,
 )
+
+METHODS = ("linear", "gaussian")
 
 
 def check_suppression(
@@ -52,3 +56,48 @@ def as_classes(idxs: Tensor | None) -> Tensor | None:
     if idxs.is_floating_point():
         return (idxs.double() + 0.0).view(torch.int64)  # -0 + 0 = 0: one class with 0
     return idxs.long()
+
+
+class DecayedKeep(NamedTuple):
+    """The kept boxes by falling score, and their scores after the decay."""
+
+    keep: Tensor  # [D] int64
+    scores: Tensor  # [D]
+
+
+class PaddedDecayedKeep(NamedTuple):
+    """Rows of fixed length: box ``keep[b, k]`` has the score ``scores[b, k]`` for k < counts[b].
+
+    Behind, ``keep`` is -1 and ``scores`` is 0.
+    """
+
+    keep: Tensor  # [..., D] int64
+    scores: Tensor  # [..., D]
+    counts: Tensor  # [...] int64
+
+
+def fake_decayed(boxes: Tensor, scores: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    """Outputs without data of an op that lowers scores."""
+    count = torch.library.get_ctx().new_dynamic_size()
+    return boxes.new_empty(count, dtype=torch.int64), scores.new_empty(count)
+
+
+def fake_decayed_padded(
+    boxes: Tensor, scores: Tensor, *others: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same of its padded form; ``max_output`` is the last argument."""
+    *_, max_output = others
+    shape = boxes.shape[:-2]
+    return (
+        boxes.new_empty((*shape, max_output), dtype=torch.int64),
+        scores.new_empty((*shape, max_output)),
+        boxes.new_empty(shape, dtype=torch.int64),
+    )
+
+
+def check_decay(op: str, method: Any, sigma: Any, score_threshold: Any) -> int:
+    """Checks what the ops that lower scores share; gives the number of the method."""
+    check_choice(op, "method", method, METHODS)
+    check_number(op, "sigma", sigma, "positive and finite", lambda v: 0 < v < math.inf)
+    check_number(op, "score_threshold", score_threshold, "at least 0", lambda v: v >= 0)
+    return METHODS.index(method)

@@ -8,22 +8,24 @@ kept box of its class is greater than the threshold.
   ranks them first).
 - The IoU is the quotient in float32 (float64 for float64 boxes), rounded once, and compared with
   the threshold exactly as given: the same boxes are kept on every device and CPU.
+- DIoU is decided in float64 without a division: exact wherever the products are, as on integers
+  below 1024, and the same on every device.
 - A box with a NaN coordinate, or without area (also inverted ones), overlaps nothing: it hides
   no box, and no box hides it.
 - Classes are compared, not turned into offsets of coordinates: negative coordinates, any number of
   classes and half precision are exact.
 
 Source: greedy suppression as in Felzenszwalb et al., TPAMI 2010, section 7.2; results as those of
-torchvision.
+torchvision. DIoU-NMS: Zheng et al., "Distance-IoU loss", AAAI 2020, section 4.3; used by YOLOv4.
 """
 
 import math
-from typing import NamedTuple, overload
+from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor
 
-from pydet.ops._checks import check_number
+from pydet.ops._checks import check_choice, check_number
 from pydet.ops._library import define
 from pydet.ops._suppression import as_classes, check_max_output, check_suppression
 
@@ -38,12 +40,12 @@ class PaddedKeep(NamedTuple):
     counts: Tensor  # [...] int64
 
 
-def _fake_nms(boxes: Tensor, scores: Tensor, idxs: Tensor | None, iou_threshold: float) -> Tensor:
+def _fake_nms(boxes: Tensor, *_: Any) -> Tensor:
     return boxes.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.int64)
 
 
 _nms = define(
-    "nms(Tensor boxes, Tensor scores, Tensor? idxs, float iou_threshold) -> Tensor",
+    "nms(Tensor boxes, Tensor scores, Tensor? idxs, float iou_threshold, int overlap) -> Tensor",
     fake=_fake_nms,
     differentiable=False,
     autocast=torch.float32,
@@ -57,6 +59,7 @@ def _fake_nms_padded(
     iou_threshold: float,
     max_output: int,
     score_threshold: float,
+    overlap: int,
 ) -> tuple[Tensor, Tensor]:
     keep = boxes.new_empty((*boxes.shape[:-2], max_output), dtype=torch.int64)
     return keep, boxes.new_empty(boxes.shape[:-2], dtype=torch.int64)
@@ -64,14 +67,17 @@ def _fake_nms_padded(
 
 _nms_padded = define(
     "nms_padded(Tensor boxes, Tensor scores, Tensor? idxs, float iou_threshold, "
-    "SymInt max_output, float score_threshold) -> (Tensor, Tensor)",
+    "SymInt max_output, float score_threshold, int overlap) -> (Tensor, Tensor)",
     fake=_fake_nms_padded,
     differentiable=False,
     autocast=torch.float32,
 )
 
 
-def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+OVERLAPS = ("iou", "diou")
+
+
+def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, *, overlap: str = "iou") -> Tensor:
     """Indices of the boxes that no better box hides.
 
     Args:
@@ -79,6 +85,8 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
         scores: [N], same dtype and device.
         iou_threshold: A box is dropped where its IoU with a kept box of a higher score is greater
             than this, in [0, 1].
+        overlap: 'iou', or 'diou' for DIoU-NMS: the IoU less the squared distance of the centres
+            over the squared diagonal of the smallest box around both.
 
     Returns:
         [D] int64, by decreasing score; ties by index, NaN scores last. A box with a NaN coordinate
@@ -86,17 +94,21 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
 
     Raises:
         TypeError: Not tensors, not floating, or dtypes differ.
-        ValueError: Wrong shapes, different devices, or a threshold outside of [0, 1].
+        ValueError: Wrong shapes, different devices, a threshold outside of [0, 1], or an unknown
+            overlap.
 
     On a GPU this waits for the number of boxes; :func:`batched_nms` with ``max_output`` does not.
     """
     check_suppression("nms", boxes, scores, None, iou_threshold, leading=False)
-    keep: Tensor = _nms(boxes, scores, None, float(iou_threshold))
+    check_choice("nms", "overlap", overlap, OVERLAPS)
+    keep: Tensor = _nms(boxes, scores, None, float(iou_threshold), OVERLAPS.index(overlap))
     return keep
 
 
 @overload
-def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor: ...
+def batched_nms(
+    boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float, *, overlap: str = "iou"
+) -> Tensor: ...
 
 
 @overload
@@ -106,6 +118,7 @@ def batched_nms(
     idxs: Tensor | None,
     iou_threshold: float,
     *,
+    overlap: str = "iou",
     max_output: int,
     score_threshold: float = -math.inf,
 ) -> PaddedKeep: ...
@@ -117,6 +130,7 @@ def batched_nms(
     idxs: Tensor | None,
     iou_threshold: float,
     *,
+    overlap: str = "iou",
     max_output: int | None = None,
     score_threshold: float = -math.inf,
 ) -> Tensor | PaddedKeep:
@@ -133,6 +147,7 @@ def batched_nms(
             class). Padded form: None puts all boxes of an image into one class.
         iou_threshold: A box is dropped where its IoU with a kept box of its class and of a higher
             score is greater than this, in [0, 1].
+        overlap: 'iou', or 'diou' (see :func:`nms`).
         max_output: D, the most boxes that an image keeps.
         score_threshold: Padded form: only boxes with a greater score take part, compared in the
             dtype of the scores as ``scores > score_threshold`` does. So a NaN or -inf score marks
@@ -144,8 +159,8 @@ def batched_nms(
 
     Raises:
         TypeError: Not tensors, boxes or scores not floating, or dtypes differ.
-        ValueError: Wrong shapes, different devices, a threshold outside of [0, 1], a negative
-            max_output, or a score_threshold of NaN.
+        ValueError: Wrong shapes, different devices, a threshold outside of [0, 1], an unknown
+            overlap, a negative max_output, or a score_threshold of NaN.
 
     Example:
         >>> boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9], [0, 0, 10, 9]])
@@ -155,6 +170,8 @@ def batched_nms(
     """
     padded = max_output is not None
     check_suppression("batched_nms", boxes, scores, idxs, iou_threshold, leading=padded)
+    check_choice("batched_nms", "overlap", overlap, OVERLAPS)
+    measure = OVERLAPS.index(overlap)
     if max_output is None:
         if idxs is None:
             raise TypeError("batched_nms: idxs must be a tensor, got None without max_output")
@@ -163,13 +180,19 @@ def batched_nms(
                 "batched_nms: score_threshold must come with max_output, got "
                 f"{score_threshold} without"
             )
-        kept: Tensor = _nms(boxes, scores, as_classes(idxs), float(iou_threshold))
+        kept: Tensor = _nms(boxes, scores, as_classes(idxs), float(iou_threshold), measure)
         return kept
     check_max_output("batched_nms", max_output)
     check_number(
         "batched_nms", "score_threshold", score_threshold, "a number", lambda v: v <= math.inf
     )
     keep, counts = _nms_padded(
-        boxes, scores, as_classes(idxs), float(iou_threshold), max_output, float(score_threshold)
+        boxes,
+        scores,
+        as_classes(idxs),
+        float(iou_threshold),
+        max_output,
+        float(score_threshold),
+        measure,
     )
     return PaddedKeep(keep, counts)

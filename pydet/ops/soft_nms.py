@@ -19,78 +19,39 @@ Source: Bodla et al., "Soft-NMS: improving object detection with one line of cod
 section 3.
 """
 
-import math
-from typing import Any, NamedTuple, overload
+from typing import overload
 
 import torch
 from torch import Tensor
 
-from pydet.ops._checks import check_choice, check_number
 from pydet.ops._library import define
-from pydet.ops._suppression import as_classes, check_max_output, check_suppression
-
-METHODS = ("linear", "gaussian")
-
-
-class DecayedKeep(NamedTuple):
-    """The kept boxes by falling score, and their scores after the decay."""
-
-    keep: Tensor  # [D] int64
-    scores: Tensor  # [D]
-
-
-class PaddedDecayedKeep(NamedTuple):
-    """Rows of fixed length: box ``keep[b, k]`` has the score ``scores[b, k]`` for k < counts[b].
-
-    Behind, ``keep`` is -1 and ``scores`` is 0.
-    """
-
-    keep: Tensor  # [..., D] int64
-    scores: Tensor  # [..., D]
-    counts: Tensor  # [...] int64
-
-
-def _fake_soft_nms(boxes: Tensor, scores: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    count = torch.library.get_ctx().new_dynamic_size()
-    return boxes.new_empty(count, dtype=torch.int64), scores.new_empty(count)
-
+from pydet.ops._suppression import (
+    DecayedKeep,
+    PaddedDecayedKeep,
+    as_classes,
+    check_decay,
+    check_max_output,
+    check_suppression,
+    fake_decayed,
+    fake_decayed_padded,
+)
 
 _soft_nms = define(
     "soft_nms(Tensor boxes, Tensor scores, Tensor? idxs, int method, float iou_threshold, "
     "float sigma, float score_threshold) -> (Tensor, Tensor)",
-    fake=_fake_soft_nms,
+    fake=fake_decayed,
     differentiable=False,
     autocast=torch.float32,
 )
-
-
-def _fake_soft_nms_padded(
-    boxes: Tensor, scores: Tensor, *others: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    *_, max_output = others
-    shape = boxes.shape[:-2]
-    return (
-        boxes.new_empty((*shape, max_output), dtype=torch.int64),
-        scores.new_empty((*shape, max_output)),
-        boxes.new_empty(shape, dtype=torch.int64),
-    )
 
 
 _soft_nms_padded = define(
     "soft_nms_padded(Tensor boxes, Tensor scores, Tensor? idxs, int method, float iou_threshold, "
     "float sigma, float score_threshold, SymInt max_output) -> (Tensor, Tensor, Tensor)",
-    fake=_fake_soft_nms_padded,
+    fake=fake_decayed_padded,
     differentiable=False,
     autocast=torch.float32,
 )
-
-
-def check_decay(op: str, method: Any, sigma: Any, score_threshold: Any) -> int:
-    """Checks what the ops that lower scores share; gives the number of the method."""
-    check_choice(op, "method", method, METHODS)
-    check_number(op, "sigma", sigma, "positive and finite", lambda v: 0 < v < math.inf)
-    check_number(op, "score_threshold", score_threshold, "at least 0", lambda v: v >= 0)
-    return METHODS.index(method)
 
 
 def soft_nms(

@@ -76,7 +76,8 @@ void check_image(const pydet::NmsParams& p, const Case& c, bool by_class, const 
 void test_sizes(int64_t n, int64_t max_output, uint32_t size, double threshold, bool by_class,
                 bool filter) {
   constexpr int64_t kBatch = 3;
-  const pydet::NmsParams params{kBatch, n, max_output, threshold, 0.125, filter};
+  const pydet::NmsParams params{kBatch, n,     max_output, threshold, pydet::Overlap::kIou,
+                                0.125,  filter};
   std::vector<Case> cases;
   Case all;
   for (uint32_t b = 0; b < kBatch; ++b) {
@@ -103,8 +104,8 @@ std::vector<T> converted(const std::vector<float>& values) {
 // The same rows and counts from both, for any element type.
 template <class T>
 void test_cuda(int64_t batch, int64_t n, int64_t max_output, uint32_t size, bool by_class,
-               bool filter) {
-  const pydet::NmsParams params{batch, n, max_output, 0.375, -0.125, filter};
+               bool filter, pydet::Overlap overlap = pydet::Overlap::kIou) {
+  const pydet::NmsParams params{batch, n, max_output, 0.375, overlap, -0.125, filter};
   const Case c = random_case(batch * n, 3, size, static_cast<uint32_t>(n));
   const std::vector<T> boxes = converted<T>(c.boxes), scores = converted<T>(c.scores);
   const int64_t* idxs = by_class ? c.idxs.data() : nullptr;
@@ -131,7 +132,7 @@ void test_late_output() {
     scores.push_back(1.0f - static_cast<float>(i) / 65536.0f);
   }
   std::vector<int64_t> keep(4, -2), counts(1, -2);
-  const pydet::NmsParams params{1, kCopies + kOthers, 4, 0.5, 0.0, true};
+  const pydet::NmsParams params{1, kCopies + kOthers, 4, 0.5, pydet::Overlap::kIou, 0.0, true};
   pydet::cpu::nms(params, boxes.data(), scores.data(), nullptr, keep.data(), counts.data());
   CHECK(counts[0] == 4);
   CHECK((keep == std::vector<int64_t>{0, kCopies, kCopies + 1, kCopies + 2}));
@@ -203,6 +204,12 @@ int main() {
       test_cuda<pydet::BFloat16>(5, n, n + 3, 30, flag, flag);
     }
   }
+  for (int64_t n : {64, 300}) {
+    test_cuda<float>(2, n, n, 60, false, false, pydet::Overlap::kDiou);
+    test_cuda<double>(1, n, n, 60, true, false, pydet::Overlap::kDiou);
+    test_cuda<pydet::Half>(1, n, n, 60, true, true, pydet::Overlap::kDiou);
+    test_cuda<pydet::BFloat16>(1, n, n, 60, false, true, pydet::Overlap::kDiou);
+  }
   test_cuda<float>(0, 5, 5, 60, true, true);
   test_cuda<float>(2, 40, 0, 60, true, true);
   // More images than a launch has blocks for.
@@ -212,6 +219,10 @@ int main() {
   test_cuda<float>(1, 2100, 2100, 400, false, false);
   test_cuda<float>(2, 2100, 1000, 1000, true, true);
   test_cuda<float>(1, 2100, 50, 400, false, false);
+  // So many kept boxes that the CPU kernel takes a tree for the rest.
+  test_sizes(2600, 2600, 2000, 0.25, false, false);
+  test_sizes(4200, 1500, 900, 0.5, true, false);
+  test_cuda<float>(1, 2100, 2100, 1500, false, false, pydet::Overlap::kDiou);
   test_late_output();
   test_filter();
   test_keys();

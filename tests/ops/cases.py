@@ -169,6 +169,13 @@ CASES: tuple[OpCase, ...] = (
     OpCase(
         "batched_nms",
         _padded_batch,
+        variant="DIoU-padded",
+        arguments={"iou_threshold": 0.4, "overlap": "diou", "max_output": 1000},
+        tolerance=0,
+    ),
+    OpCase(
+        "batched_nms",
+        _padded_batch,
         variant="padded",
         arguments={"iou_threshold": 0.5, "max_output": 7, "score_threshold": 0.1},
         tolerance=0,
@@ -275,7 +282,24 @@ CASES: tuple[OpCase, ...] = (
         },
         tolerance=1e-6,
     ),
+    OpCase("matrix_nms", _boxes_and_scores),
+    OpCase(
+        "matrix_nms",
+        lambda size, random: (
+            _boxes_and_scores(size, random) | {"idxs": random.integers(size, high=3)}
+        ),
+        variant="linear",
+        arguments={"method": "linear"},
+    ),
+    OpCase("matrix_nms", _padded_batch, variant="padded", arguments={"max_output": 7}),
     OpCase("nms", _boxes_and_scores, arguments={"iou_threshold": 0.5}, tolerance=0),
+    OpCase(
+        "nms",
+        _boxes_and_scores,
+        variant="DIoU",
+        arguments={"iou_threshold": 0.4, "overlap": "diou"},
+        tolerance=0,
+    ),
     OpCase(
         "remove_small_boxes",
         lambda size, random: {"boxes": random.boxes(size).round()},

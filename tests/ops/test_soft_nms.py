@@ -97,7 +97,7 @@ def test_every_dtype_is_exact(case, threshold, dtype):
         )
     result = ops.batched_soft_nms(boxes, scores, idxs, "linear", threshold)
     assert result.keep.tolist() == keep
-    assert torch.equal(result.scores, torch.tensor(floats(decayed)).double().to(dtype))
+    assert torch.equal(result.scores, torch.tensor(floats(decayed), dtype=torch.float64).to(dtype))
 
 
 @given(cases(valid_boxes()), st.sampled_from([0.1, 0.5, 2.0]), st.sampled_from(METHODS))
@@ -131,7 +131,7 @@ def test_any_coordinates(case, method):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("size", [60, 900])
-@pytest.mark.parametrize("count", [0, 1, 31, 32, 33, 64, 65, 300])
+@pytest.mark.parametrize("count", [0, 1, 31, 32, 33, 65, 130])
 def test_sizes(device, count, size, method):
     """Counts around the leaves of the tree."""
     boxes, scores, idxs = random_boxes(count, size=size, device=device, dtype=torch.float64)

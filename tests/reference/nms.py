@@ -5,7 +5,7 @@ import math
 from fractions import Fraction
 
 
-def nms(boxes, scores, threshold, idxs=None, max_output=None, score_threshold=None):
+def nms(boxes, scores, threshold, idxs=None, max_output=None, score_threshold=None, overlap="iou"):
     """Indices of the kept boxes [N][4] xyxy, in the order in which they are kept."""
     candidates = [
         i for i in range(len(boxes)) if score_threshold is None or scores[i] > score_threshold
@@ -17,15 +17,27 @@ def nms(boxes, scores, threshold, idxs=None, max_output=None, score_threshold=No
         if max_output is not None and len(keep) == max_output:
             break
         rivals = [k for k in keep if idxs is None or idxs[k] == idxs[i]]
-        if not any(hides(boxes[k], boxes[i], threshold) for k in rivals):
+        if not any(hides(boxes[k], boxes[i], threshold, overlap) for k in rivals):
             keep.append(i)
     return keep
 
 
-def hides(a, b, threshold):
-    """Whether IoU(a, b) > threshold, decided without rounding."""
+def hides(a, b, threshold, overlap="iou"):
+    """Whether the overlap of a and b is greater than the threshold, decided without rounding."""
     pair = iou_parts(a, b)
-    return pair is not None and pair[0] > Fraction(threshold) * pair[1]
+    if pair is None:
+        return False
+    if overlap == "iou":
+        return pair[0] > Fraction(threshold) * pair[1]
+    return pair[0] / pair[1] - centre_distance(a, b) > Fraction(threshold)
+
+
+def centre_distance(a, b):
+    """Squared distance of the centres over the squared diagonal of the box around both."""
+    (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = ([Fraction(c) for c in box] for box in (a, b))
+    dx, dy = (ax1 + ax2 - bx1 - bx2) / 2, (ay1 + ay2 - by1 - by2) / 2
+    width, height = max(ax2, bx2) - min(ax1, bx1), max(ay2, by2) - min(ay1, by1)
+    return (dx * dx + dy * dy) / (width * width + height * height)
 
 
 def iou_parts(a, b):
