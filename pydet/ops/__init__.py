@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Detection operations with native kernels for CPU and CUDA. One line an op, alphabetical."""
 
+from pydet.ops._roi_modules import MultiScaleRoIAlign as MultiScaleRoIAlign
+from pydet.ops._roi_modules import RoIAlign as RoIAlign
 from pydet.ops._suppression import DecayedKeep as DecayedKeep
 from pydet.ops._suppression import PaddedDecayedKeep as PaddedDecayedKeep
 from pydet.ops.box_coding import decode_boxes as decode_boxes
@@ -26,6 +28,8 @@ from pydet.ops.matrix_nms import matrix_nms as matrix_nms
 from pydet.ops.nms import PaddedKeep as PaddedKeep
 from pydet.ops.nms import batched_nms as batched_nms
 from pydet.ops.nms import nms as nms
+from pydet.ops.roi_align import multiscale_roi_align as multiscale_roi_align
+from pydet.ops.roi_align import roi_align as roi_align
 from pydet.ops.roi_pool import RoIPool as RoIPool
 from pydet.ops.roi_pool import roi_pool as roi_pool
 from pydet.ops.soft_nms import batched_soft_nms as batched_soft_nms

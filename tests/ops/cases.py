@@ -157,6 +157,36 @@ def _map_and_rois(size: int, random: Random, channels: int = 3) -> dict[str, Ten
     return {"input": random.normal(2, channels, 16, 12), "boxes": _rois(size, random)}
 
 
+def _maps_and_boxes(size: int, random: Random) -> dict[str, Tensor]:
+    return {
+        "features": random.normal(2, 2, 5, 6),
+        "boxes": random.boxes(size, image=20.0) - 3,
+        "images": random.integers(size, high=2),
+    }
+
+
+def _pyramid_and_boxes(size: int, random: Random) -> dict[str, Tensor]:
+    coarse = {"coarse": random.normal(2, 2, 3, 3)}
+    return _maps_and_boxes(size, random) | coarse
+
+
+def _with_images(boxes: Tensor, images: Tensor) -> Tensor:
+    return torch.cat([images[:, None].to(boxes), boxes], dim=1)
+
+
+def _pool_levels(
+    features: Tensor, coarse: Tensor, boxes: Tensor, images: Tensor, **arguments: Any
+) -> Tensor:
+    return ops.multiscale_roi_align(
+        [features, coarse], _with_images(boxes, images), 2, [0.5, 0.25], **arguments
+    )
+
+
+def _pool_dict(features: Tensor, coarse: Tensor, boxes: Tensor, images: Tensor) -> Tensor:
+    module = ops.MultiScaleRoIAlign(["p1", "p2"], 2, 2, canonical_scale=10, canonical_level=2)
+    return module({"p1": features, "p2": coarse}, [boxes, boxes[:1]], [(10, 12), (9, 11)])
+
+
 CASES: tuple[OpCase, ...] = (
     OpCase(
         "batched_nms",
@@ -292,6 +322,23 @@ CASES: tuple[OpCase, ...] = (
         arguments={"method": "linear"},
     ),
     OpCase("matrix_nms", _padded_batch, variant="padded", arguments={"max_output": 7}),
+    OpCase(
+        "multiscale_roi_align",
+        _pyramid_and_boxes,
+        call=_pool_levels,
+        arguments={"sampling_ratio": 2, "canonical_scale": 10, "canonical_level": 2},
+        gradients=("features", "coarse", "boxes"),
+        deterministic="switched",
+        many=1500,
+    ),
+    OpCase(
+        "MultiScaleRoIAlign",
+        _pyramid_and_boxes,
+        call=_pool_dict,
+        gradients=("features", "coarse", "boxes"),
+        deterministic="switched",
+        many=1500,
+    ),
     OpCase("nms", _boxes_and_scores, arguments={"iou_threshold": 0.5}, tolerance=0),
     OpCase(
         "nms",
@@ -305,6 +352,30 @@ CASES: tuple[OpCase, ...] = (
         lambda size, random: {"boxes": random.boxes(size).round()},
         arguments={"min_size": 10.0},
         tolerance=0,
+    ),
+    OpCase(
+        "roi_align",
+        _maps_and_boxes,
+        call=lambda features, boxes, images, **arguments: ops.roi_align(
+            features, _with_images(boxes, images), (2, 3), 0.5, **arguments
+        ),
+        arguments={"sampling_ratio": 2},
+        gradients=("features", "boxes"),
+        deterministic="switched",
+    ),
+    OpCase(
+        "roi_align",
+        _maps_and_boxes,
+        call=lambda features, boxes, images: ops.roi_align(
+            features.contiguous(memory_format=torch.channels_last),
+            [boxes, boxes[:1]],
+            2,
+            0.5,
+            aligned=True,
+        ),
+        variant="adaptive",
+        gradients=("features", "boxes"),
+        deterministic="switched",
     ),
     OpCase(
         "roi_pool",
@@ -324,6 +395,16 @@ CASES: tuple[OpCase, ...] = (
         many=200,
         deterministic="switched",
         tolerance=1e-6,
+    ),
+    OpCase(
+        "RoIAlign",
+        _maps_and_boxes,
+        call=lambda features, boxes, images: ops.RoIAlign(2, 0.5, 1)(
+            features, _with_images(boxes, images)
+        ),
+        gradients=("features", "boxes"),
+        deterministic="switched",
+        many=1500,
     ),
     OpCase(
         "RoIPool",

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""roi_align and multiscale_roi_align: heads of Faster R-CNN on a pyramid and on a C4 trunk."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import grid_sample
+
+from benchmarks._harness import Case, num_bytes, peers
+from pydet.ops import multiscale_roi_align, roi_align
+
+Align = Callable[[Tensor], Tensor]
+
+
+def _boxes(
+    count: int, sides: tuple[float, float], device: torch.device, generator: torch.Generator
+) -> Tensor:
+    """[count, 5] of image 0, 800 x 1088 pixels, with sides that are uniform on a log scale."""
+    low, high = torch.tensor(sides).log()
+    side = (torch.rand(count, 2, generator=generator) * (high - low) + low).exp()
+    corner = torch.rand(count, 2, generator=generator) * (torch.tensor([1088.0, 800.0]) - side)
+    corner = corner.clamp(min=0)
+    return torch.cat([torch.zeros(count, 1), corner, corner + side], 1).to(device)
+
+
+def eager_roi_align(features: Tensor, boxes: Tensor, size: int, scale: float) -> Tensor:
+    """Two samples a bin and axis by torch's own sampler; boxes within the one image."""
+    height, width = features.shape[2:]
+    start = boxes[:, 1:3] * scale
+    extent = (boxes[:, 3:5] * scale - start).clamp(min=1)
+    steps = (torch.arange(2 * size, device=boxes.device) + 0.5) / (2 * size)
+    x = (start[:, :1] + extent[:, :1] * steps) * 2 / (width - 1) - 1
+    y = (start[:, 1:] + extent[:, 1:] * steps) * 2 / (height - 1) - 1
+    count = len(boxes)
+    grid = torch.stack(
+        [x[:, None].expand(-1, 2 * size, -1), y[:, :, None].expand(-1, -1, 2 * size)], dim=-1
+    )
+    # All boxes in one tall grid, so that the map is not repeated.
+    sampled = grid_sample(
+        features, grid.reshape(1, -1, 2 * size, 2), align_corners=True, padding_mode="border"
+    )
+    pooled = torch.nn.functional.avg_pool2d(sampled, 2)
+    return pooled.reshape(features.shape[1], count, size, size).transpose(0, 1)
+
+
+def _with_gradient(align: Align, features: Tensor) -> tuple[Tensor, Tensor]:
+    leaf = features.detach().requires_grad_()
+    result = align(leaf)
+    result.backward(torch.ones_like(result))
+    assert leaf.grad is not None
+    return result.detach(), leaf.grad
+
+
+def _assert_close(ours: Any, eager: Any) -> None:
+    torch.testing.assert_close(ours, eager, rtol=1e-3, atol=1e-3)
+
+
+def _single_level(device: torch.device, generator: torch.Generator) -> Iterator[Case]:
+    features = torch.randn(1, 256, 200, 272, generator=generator).to(device)
+    boxes = _boxes(512, (16, 256), device, generator)
+    size = num_bytes(boxes) + 512 * 256 * 49 * 4 + num_bytes(features)
+    for name, x in (
+        ("NCHW", features),
+        ("NHWC", features.contiguous(memory_format=torch.channels_last)),
+    ):
+        yield Case(
+            name=f"256 x 200 x 272, 512 RoIs, 7 x 7, {name}",
+            pydet=lambda x=x: roi_align(x, boxes, 7, 0.25, 2),
+            eager=lambda x=x: eager_roi_align(x, boxes, 7, 0.25),
+            peers=peers(torchvision=lambda ops, x=x: lambda: ops.roi_align(x, boxes, 7, 0.25, 2)),
+            num_bytes=size,
+            check=_assert_close,
+        )
+        yield Case(
+            name=f"the same with gradient, {name}",
+            pydet=lambda x=x: _with_gradient(lambda f: roi_align(f, boxes, 7, 0.25, 2), x),
+            eager=lambda x=x: _with_gradient(lambda f: eager_roi_align(f, boxes, 7, 0.25), x),
+            peers=peers(
+                torchvision=lambda ops, x=x: (
+                    lambda: _with_gradient(lambda f: ops.roi_align(f, boxes, 7, 0.25, 2), x)
+                )
+            ),
+            num_bytes=2 * size,
+            check=_assert_close,
+        )
+
+
+def _c4(device: torch.device, generator: torch.Generator) -> Iterator[Case]:
+    features = torch.randn(1, 1024, 50, 84, generator=generator).to(device)
+    boxes = _boxes(256, (64, 512), device, generator)
+    size = num_bytes(boxes, features) + 256 * 1024 * 196 * 4
+    # The adaptive grid has no short formula in torch; the other layout's path is the check.
+    last = features.contiguous(memory_format=torch.channels_last)
+    yield Case(
+        name="1024 x 50 x 84, 256 RoIs, 14 x 14, adaptive",
+        pydet=lambda: roi_align(features, boxes, 14, 1 / 16),
+        eager=lambda: roi_align(last, boxes, 14, 1 / 16),
+        peers=peers(torchvision=lambda ops: lambda: ops.roi_align(features, boxes, 14, 1 / 16)),
+        num_bytes=size,
+        time_eager=False,
+    )
+    yield Case(
+        name="the same with gradient, adaptive",
+        pydet=lambda: _with_gradient(lambda f: roi_align(f, boxes, 14, 1 / 16), features),
+        eager=lambda: _with_gradient(lambda f: roi_align(f, boxes, 14, 1 / 16), last),
+        peers=peers(
+            torchvision=lambda ops: (
+                lambda: _with_gradient(lambda f: ops.roi_align(f, boxes, 14, 1 / 16), features)
+            )
+        ),
+        num_bytes=2 * size,
+        check=_assert_close,
+        time_eager=False,
+    )
+
+
+def _levels(device: torch.device, generator: torch.Generator) -> Iterator[Case]:
+    scales = [1 / 4, 1 / 8, 1 / 16, 1 / 32]
+    maps = [
+        torch.randn(1, 256, int(800 * s), int(1088 * s), generator=generator).to(device)
+        for s in scales
+    ]
+    boxes = _boxes(1000, (16, 700), device, generator)
+    size = num_bytes(boxes, *maps) + 1000 * 256 * 49 * 4
+
+    def eager(maps: list[Tensor]) -> Tensor:
+        sides = (boxes[:, 3:] - boxes[:, 1:3]).prod(1).sqrt()
+        levels = (4 + (sides / 224).log2() + 1e-6).floor().clamp(2, 5) - 2
+        result = boxes.new_empty(len(boxes), 256, 7, 7)
+        for level, (features, scale) in enumerate(zip(maps, scales, strict=True)):
+            chosen = levels == level
+            result[chosen] = eager_roi_align(features, boxes[chosen], 7, scale)
+        return result
+
+    for name, layout in (("NCHW", torch.contiguous_format), ("NHWC", torch.channels_last)):
+        xs = [x.contiguous(memory_format=layout) for x in maps]
+
+        def torchvision(ops: Any, xs: list[Tensor] = xs) -> Callable[[], Tensor]:
+            pooler = ops.MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2)
+            named = {str(i): x for i, x in enumerate(xs)}
+            return lambda: pooler(named, [boxes[:, 1:]], [(800, 1088)])
+
+        yield Case(
+            name=f"4 levels, 1000 RoIs, 7 x 7, {name}",
+            pydet=lambda xs=xs: multiscale_roi_align(xs, boxes, 7, scales, 2),
+            eager=lambda xs=xs: eager(xs),
+            peers=peers(torchvision=torchvision),
+            num_bytes=size,
+            check=_assert_close,
+        )
+
+
+def cases(device: torch.device) -> Iterator[Case]:
+    generator = torch.Generator().manual_seed(0)
+    yield from _single_level(device, generator)
+    yield from _c4(device, generator)
+    yield from _levels(device, generator)
