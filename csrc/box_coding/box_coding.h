@@ -16,6 +16,15 @@ struct CUstream_st;
 
 namespace pydet {
 
+// What the second derivatives add: v and v_anchors, the gradients of the two gradients (of boxes or
+// deltas, and of anchors), and a place for the gradient of the incoming gradient.
+template <class T>
+struct CodingSecondOrder {
+  const T* v;          // [rows, A, 4]
+  const T* v_anchors;  // [A, 4]
+  T* grad_grad;        // [rows, A, 4]
+};
+
 namespace cpu {
 
 template <class T>
@@ -35,6 +44,18 @@ template <class T>
 void decode_boxes_backward(int64_t rows, int64_t num_anchors, const T* grad_boxes, const T* deltas,
                            const T* anchors, const acc_t<T>* image_sizes, DecodeParams params,
                            T* grad_deltas, T* grad_anchors);
+
+template <class T>
+void encode_boxes_double_backward(int64_t rows, int64_t num_anchors,
+                                  const CodingSecondOrder<T>& second, const T* grad_deltas,
+                                  const T* boxes, const T* anchors, BoxCodingWeights weights,
+                                  T* grad_boxes, T* grad_anchors);
+
+template <class T>
+void decode_boxes_double_backward(int64_t rows, int64_t num_anchors,
+                                  const CodingSecondOrder<T>& second, const T* grad_boxes,
+                                  const T* deltas, const T* anchors, const acc_t<T>* image_sizes,
+                                  DecodeParams params, T* grad_deltas, T* grad_anchors);
 
 }  // namespace cpu
 
@@ -59,6 +80,19 @@ const char* decode_boxes_backward(int64_t rows, int64_t num_anchors, const T* gr
                                   const T* deltas, const T* anchors, const acc_t<T>* image_sizes,
                                   DecodeParams params, T* grad_deltas, T* grad_anchors,
                                   CUstream_st* stream);
+
+template <class T>
+const char* encode_boxes_double_backward(int64_t rows, int64_t num_anchors,
+                                         const CodingSecondOrder<T>& second, const T* grad_deltas,
+                                         const T* boxes, const T* anchors, BoxCodingWeights weights,
+                                         T* grad_boxes, T* grad_anchors, CUstream_st* stream);
+
+template <class T>
+const char* decode_boxes_double_backward(int64_t rows, int64_t num_anchors,
+                                         const CodingSecondOrder<T>& second, const T* grad_boxes,
+                                         const T* deltas, const T* anchors,
+                                         const acc_t<T>* image_sizes, DecodeParams params,
+                                         T* grad_deltas, T* grad_anchors, CUstream_st* stream);
 
 }  // namespace cuda
 }  // namespace pydet

@@ -88,6 +88,61 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    encode_boxes_double_backward_kernel(int64_t rows, int64_t num_anchors,
+                                        CodingSecondOrder<T> second, const T* grad_deltas,
+                                        const T* boxes, const T* anchors, BoxCodingWeights weights,
+                                        T* grad_boxes, T* grad_anchors) {
+  using A = acc_t<T>;
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
+  for (int64_t j = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x; j < num_anchors;
+       j += step) {
+    const Box<Dual<A>> anchor = dual_of(load_box(anchors, j), load_box(second.v_anchors, j));
+    Box<A> sum{};
+    for (int64_t row = 0; row < rows; ++row) {
+      const int64_t i = row * num_anchors + j;
+      Deltas<A> grad_grad;
+      Box<A> grad_box, grad_anchor;
+      encode_box_double_backward(dual_of(load_box(boxes, i), load_box(second.v, i)), anchor,
+                                 weights, load_deltas(grad_deltas, i), &grad_grad, &grad_box,
+                                 &grad_anchor);
+      store_deltas(second.grad_grad, i, grad_grad);
+      store_box(grad_boxes, i, grad_box);
+      add_to(&sum, grad_anchor);
+    }
+    store_box(grad_anchors, j, sum);
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    decode_boxes_double_backward_kernel(int64_t rows, int64_t num_anchors,
+                                        CodingSecondOrder<T> second, const T* grad_boxes,
+                                        const T* deltas, const T* anchors,
+                                        const acc_t<T>* image_sizes, DecodeParams params,
+                                        T* grad_deltas, T* grad_anchors) {
+  using A = acc_t<T>;
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
+  for (int64_t j = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x; j < num_anchors;
+       j += step) {
+    const Box<Dual<A>> anchor = dual_of(load_box(anchors, j), load_box(second.v_anchors, j));
+    Box<A> sum{};
+    for (int64_t row = 0; row < rows; ++row) {
+      const int64_t i = row * num_anchors + j;
+      Deltas<A> grad;
+      Box<A> grad_grad, grad_anchor;
+      decode_box_double_backward(dual_of(load_deltas(deltas, i), load_deltas(second.v, i)), anchor,
+                                 params, limits_of(params, image_sizes, i), load_box(grad_boxes, i),
+                                 &grad_grad, &grad, &grad_anchor);
+      store_box(second.grad_grad, i, grad_grad);
+      store_deltas(grad_deltas, i, grad);
+      add_to(&sum, grad_anchor);
+    }
+    store_box(grad_anchors, j, sum);
+  }
+}
+
 }  // namespace
 
 template <class T>
@@ -134,6 +189,31 @@ const char* decode_boxes_backward(int64_t rows, int64_t num_anchors, const T* gr
   return launch_error();
 }
 
+template <class T>
+const char* encode_boxes_double_backward(int64_t rows, int64_t num_anchors,
+                                         const CodingSecondOrder<T>& second, const T* grad_deltas,
+                                         const T* boxes, const T* anchors, BoxCodingWeights weights,
+                                         T* grad_boxes, T* grad_anchors, CUstream_st* stream) {
+  if (num_anchors == 0) return nullptr;
+  launch(encode_boxes_double_backward_kernel<T>, grid_size(num_anchors, kThreads), kThreads, 0,
+         stream, rows, num_anchors, second, grad_deltas, boxes, anchors, weights, grad_boxes,
+         grad_anchors);
+  return launch_error();
+}
+
+template <class T>
+const char* decode_boxes_double_backward(int64_t rows, int64_t num_anchors,
+                                         const CodingSecondOrder<T>& second, const T* grad_boxes,
+                                         const T* deltas, const T* anchors,
+                                         const acc_t<T>* image_sizes, DecodeParams params,
+                                         T* grad_deltas, T* grad_anchors, CUstream_st* stream) {
+  if (num_anchors == 0) return nullptr;
+  launch(decode_boxes_double_backward_kernel<T>, grid_size(num_anchors, kThreads), kThreads, 0,
+         stream, rows, num_anchors, second, grad_boxes, deltas, anchors, image_sizes, params,
+         grad_deltas, grad_anchors);
+  return launch_error();
+}
+
 template const char* encode_boxes(int64_t, int64_t, const float*, const float*, BoxCodingWeights,
                                   float*, CUstream_st*);
 template const char* encode_boxes(int64_t, int64_t, const double*, const double*, BoxCodingWeights,
@@ -175,6 +255,40 @@ template const char* decode_boxes_backward(int64_t, int64_t, const Half*, const 
 template const char* decode_boxes_backward(int64_t, int64_t, const BFloat16*, const BFloat16*,
                                            const BFloat16*, const float*, DecodeParams, BFloat16*,
                                            BFloat16*, CUstream_st*);
+
+template const char* encode_boxes_double_backward(int64_t, int64_t, const CodingSecondOrder<float>&,
+                                                  const float*, const float*, const float*,
+                                                  BoxCodingWeights, float*, float*, CUstream_st*);
+template const char* encode_boxes_double_backward(int64_t, int64_t,
+                                                  const CodingSecondOrder<double>&, const double*,
+                                                  const double*, const double*, BoxCodingWeights,
+                                                  double*, double*, CUstream_st*);
+template const char* encode_boxes_double_backward(int64_t, int64_t, const CodingSecondOrder<Half>&,
+                                                  const Half*, const Half*, const Half*,
+                                                  BoxCodingWeights, Half*, Half*, CUstream_st*);
+template const char* encode_boxes_double_backward(int64_t, int64_t,
+                                                  const CodingSecondOrder<BFloat16>&,
+                                                  const BFloat16*, const BFloat16*, const BFloat16*,
+                                                  BoxCodingWeights, BFloat16*, BFloat16*,
+                                                  CUstream_st*);
+
+template const char* decode_boxes_double_backward(int64_t, int64_t, const CodingSecondOrder<float>&,
+                                                  const float*, const float*, const float*,
+                                                  const float*, DecodeParams, float*, float*,
+                                                  CUstream_st*);
+template const char* decode_boxes_double_backward(int64_t, int64_t,
+                                                  const CodingSecondOrder<double>&, const double*,
+                                                  const double*, const double*, const double*,
+                                                  DecodeParams, double*, double*, CUstream_st*);
+template const char* decode_boxes_double_backward(int64_t, int64_t, const CodingSecondOrder<Half>&,
+                                                  const Half*, const Half*, const Half*,
+                                                  const float*, DecodeParams, Half*, Half*,
+                                                  CUstream_st*);
+template const char* decode_boxes_double_backward(int64_t, int64_t,
+                                                  const CodingSecondOrder<BFloat16>&,
+                                                  const BFloat16*, const BFloat16*, const BFloat16*,
+                                                  const float*, DecodeParams, BFloat16*, BFloat16*,
+                                                  CUstream_st*);
 
 }  // namespace cuda
 }  // namespace pydet

@@ -93,6 +93,53 @@ std::tuple<at::Tensor, at::Tensor> encode_boxes_backward(const at::Tensor& grad_
   return {grad_b, grad_a};
 }
 
+// Refuses v and v_anchors that are not as the tensors that they move, and a gradient that is not as
+// the result.
+void check_second(const char* op, const at::Tensor& v, const at::Tensor& v_anchors,
+                  const at::Tensor& grad, const at::Tensor& moved, const at::Tensor& anchors) {
+  check_alike(op, "v", v, "anchors", anchors);
+  check_alike(op, "v_anchors", v_anchors, "anchors", anchors);
+  check_alike(op, "the gradient", grad, "anchors", anchors);
+  TORCH_CHECK_VALUE(v.sizes() == moved.sizes() && grad.sizes() == moved.sizes() &&
+                        v_anchors.sizes() == anchors.sizes(),
+                    op, ": v, v_anchors and the gradient must have the shapes ", moved.sizes(),
+                    ", ", anchors.sizes(), " and ", moved.sizes(), ", got ", v.sizes(), ", ",
+                    v_anchors.sizes(), " and ", grad.sizes());
+}
+
+// v and v_anchors, the gradients of what encode_boxes_backward gave -> gradients of grad_deltas,
+// boxes and anchors
+std::tuple<at::Tensor, at::Tensor, at::Tensor> encode_boxes_double_backward(
+    const at::Tensor& v, const at::Tensor& v_anchors, const at::Tensor& grad_deltas,
+    const at::Tensor& boxes, const at::Tensor& anchors, const std::vector<double>& weights) {
+  const char* op = "encode_boxes_double_backward";
+  const Sizes s = check_inputs(op, "boxes", boxes, anchors);
+  const BoxCodingWeights w = check_weights(op, weights);
+  check_second(op, v, v_anchors, grad_deltas, boxes, anchors);
+  const at::Tensor t = v.contiguous(), t_a = v_anchors.contiguous(), g = grad_deltas.contiguous(),
+                   b = boxes.contiguous(), a = anchors.contiguous();
+  at::Tensor grad_g = empty_large(b.sizes(), b.options()),
+             grad_b = empty_large(b.sizes(), b.options()),
+             grad_a = at::empty(a.sizes(), a.options());
+  dispatch_floating(boxes.scalar_type(), op, [&](auto element) {
+    using T = decltype(element);
+    const CodingSecondOrder<T> second{input<T>(t), input<T>(t_a), output<T>(grad_g)};
+    dispatch_device(
+        op, boxes,
+        [&] {
+          cpu::encode_boxes_double_backward<T>(s.rows, s.num_anchors, second, input<T>(g),
+                                               input<T>(b), input<T>(a), w, output<T>(grad_b),
+                                               output<T>(grad_a));
+        },
+        [&](CUstream_st* stream) {
+          return cuda::encode_boxes_double_backward<T>(
+              s.rows, s.num_anchors, second, input<T>(g), input<T>(b), input<T>(a), w,
+              output<T>(grad_b), output<T>(grad_a), stream);
+        });
+  });
+  return {grad_g, grad_b, grad_a};
+}
+
 using ImageSize = std::optional<std::vector<int64_t>>;
 using ImageSizes = std::optional<at::Tensor>;
 
@@ -188,14 +235,53 @@ std::tuple<at::Tensor, at::Tensor> decode_boxes_backward(
   return {grad_d, grad_a};
 }
 
+// v and v_anchors, the gradients of what decode_boxes_backward gave -> gradients of grad_boxes,
+// deltas and anchors
+std::tuple<at::Tensor, at::Tensor, at::Tensor> decode_boxes_double_backward(
+    const at::Tensor& v, const at::Tensor& v_anchors, const at::Tensor& grad_boxes,
+    const at::Tensor& deltas, const at::Tensor& anchors, const std::vector<double>& weights,
+    double scale_clamp, const ImageSize& image_size, const ImageSizes& image_sizes) {
+  const char* op = "decode_boxes_double_backward";
+  const Sizes s = check_inputs(op, "deltas", deltas, anchors);
+  const DecodeParams params =
+      check_params(op, deltas, weights, scale_clamp, image_size, image_sizes);
+  check_second(op, v, v_anchors, grad_boxes, deltas, anchors);
+  const at::Tensor t = v.contiguous(), t_a = v_anchors.contiguous(), g = grad_boxes.contiguous(),
+                   d = deltas.contiguous(), a = anchors.contiguous();
+  const at::Tensor sizes = image_sizes.has_value() ? image_sizes->contiguous() : at::Tensor();
+  at::Tensor grad_g = empty_large(d.sizes(), d.options()),
+             grad_d = empty_large(d.sizes(), d.options()),
+             grad_a = at::empty(a.sizes(), a.options());
+  dispatch_floating(deltas.scalar_type(), op, [&](auto element) {
+    using T = decltype(element);
+    const acc_t<T>* sizes_data = sizes.defined() ? input<acc_t<T>>(sizes) : nullptr;
+    const CodingSecondOrder<T> second{input<T>(t), input<T>(t_a), output<T>(grad_g)};
+    dispatch_device(
+        op, deltas,
+        [&] {
+          cpu::decode_boxes_double_backward<T>(s.rows, s.num_anchors, second, input<T>(g),
+                                               input<T>(d), input<T>(a), sizes_data, params,
+                                               output<T>(grad_d), output<T>(grad_a));
+        },
+        [&](CUstream_st* stream) {
+          return cuda::decode_boxes_double_backward<T>(
+              s.rows, s.num_anchors, second, input<T>(g), input<T>(d), input<T>(a), sizes_data,
+              params, output<T>(grad_d), output<T>(grad_a), stream);
+        });
+  });
+  return {grad_g, grad_d, grad_a};
+}
+
 }  // namespace
 
 void bind_box_coding(pybind11::module_& m) {
   using guard = pybind11::call_guard<pybind11::gil_scoped_release>;
   m.def("encode_boxes", &encode_boxes, guard());
   m.def("encode_boxes_backward", &encode_boxes_backward, guard());
+  m.def("encode_boxes_double_backward", &encode_boxes_double_backward, guard());
   m.def("decode_boxes", &decode_boxes, guard());
   m.def("decode_boxes_backward", &decode_boxes_backward, guard());
+  m.def("decode_boxes_double_backward", &decode_boxes_double_backward, guard());
 }
 
 }  // namespace pydet

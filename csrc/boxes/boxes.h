@@ -118,11 +118,27 @@ struct LargeBoxes {
   }
 };
 
+// Whether an element of a mask belongs to the object: all numbers but 0, NaN too.
+template <class T>
+PYDET_HOST_DEVICE bool is_set(const T& element) {
+  if constexpr (std::is_arithmetic_v<T>) {
+    return element != T(0);
+  } else {
+    return (element.bits & 0x7fffu) != 0;  // 16 bits, of which the first is the sign
+  }
+}
+
 namespace cpu {
 
 // operation(i) for i in [0, count)
 template <class Operation>
 void for_each_box(int64_t count, const Operation& operation);
+
+// boxes [count, 4]: the first and last column and row, x1, y1, x2, y2, of the elements of masks
+// [count, height, width] that are set; all 0 where none is. Height and width are less than 2^31.
+// Instantiated for uint8_t, int16_t, int32_t, int64_t, float, double, Half and BFloat16.
+template <class T>
+void masks_to_boxes(int64_t count, int64_t height, int64_t width, const T* masks, float* boxes);
 
 }  // namespace cpu
 
@@ -130,6 +146,10 @@ namespace cuda {
 
 template <class Operation>
 const char* for_each_box(int64_t count, const Operation& operation, CUstream_st* stream);
+
+template <class T>
+const char* masks_to_boxes(int64_t count, int64_t height, int64_t width, const T* masks,
+                           float* boxes, CUstream_st* stream);
 
 }  // namespace cuda
 }  // namespace pydet

@@ -16,6 +16,75 @@ __global__ void __launch_bounds__(kThreads)
     operation(i);
 }
 
+constexpr int kWarp = 32;
+constexpr int kMaskThreads = 1024;  // of the block that reads one mask
+
+// As many elements as one 128-bit load moves.
+template <class T>
+struct alignas(16) Pack {
+  static constexpr int kSize = 16 / sizeof(T);
+  T values[kSize];
+};
+
+// The least column and row and the greatest seen so far.
+struct Extent {
+  int left, top, right, bottom;
+
+  __device__ void add(int64_t index, int64_t width) {
+    const int x = static_cast<int>(index % width), y = static_cast<int>(index / width);
+    *this = joined({x, y, x, y});
+  }
+  __device__ Extent joined(const Extent& other) const {
+    return {min_of(left, other.left), min_of(top, other.top), max_of(right, other.right),
+            max_of(bottom, other.bottom)};
+  }
+};
+
+__device__ Extent from_below(const Extent& e, int delta) {
+  return {__shfl_down_sync(~0u, e.left, delta), __shfl_down_sync(~0u, e.top, delta),
+          __shfl_down_sync(~0u, e.right, delta), __shfl_down_sync(~0u, e.bottom, delta)};
+}
+
+// A block a mask: elements before the first multiple of 16 bytes, then packs, then the rest.
+template <class T>
+__global__ void __launch_bounds__(kMaskThreads)
+    masks_to_boxes_kernel(int64_t count, int64_t height, int64_t width, const T* masks,
+                          float* boxes) {
+  __shared__ Extent parts[kMaskThreads / kWarp];
+  constexpr int kSize = Pack<T>::kSize;
+  const int thread = threadIdx.x;
+  for (int64_t i = blockIdx.x; i < count; i += gridDim.x) {
+    const T* mask = masks + i * height * width;
+    const int64_t size = height * width;
+    const int64_t beyond = reinterpret_cast<uintptr_t>(mask) % 16 / sizeof(T);
+    const int64_t head = min_of<int64_t>((kSize - beyond) % kSize, size);
+    const int64_t packs = (size - head) / kSize, tail = head + packs * kSize;
+    Extent extent{0x7fffffff, 0x7fffffff, -1, -1};
+    if (thread < head && is_set(mask[thread])) extent.add(thread, width);
+    if (thread < size - tail && is_set(mask[tail + thread])) extent.add(tail + thread, width);
+    for (int64_t j = thread; j < packs; j += kMaskThreads) {
+      const Pack<T> pack = reinterpret_cast<const Pack<T>*>(mask + head)[j];
+#pragma unroll
+      for (int k = 0; k < kSize; ++k) {
+        if (is_set(pack.values[k])) extent.add(head + j * kSize + k, width);
+      }
+    }
+    for (int delta = kWarp / 2; delta > 0; delta /= 2)
+      extent = extent.joined(from_below(extent, delta));
+    if (thread % kWarp == 0) parts[thread / kWarp] = extent;
+    __syncthreads();
+    if (thread == 0) {
+      for (int warp = 1; warp < kMaskThreads / kWarp; ++warp) extent = extent.joined(parts[warp]);
+      const bool empty = extent.right < 0;
+      boxes[4 * i] = empty ? 0.0f : static_cast<float>(extent.left);
+      boxes[4 * i + 1] = empty ? 0.0f : static_cast<float>(extent.top);
+      boxes[4 * i + 2] = empty ? 0.0f : static_cast<float>(extent.right);
+      boxes[4 * i + 3] = empty ? 0.0f : static_cast<float>(extent.bottom);
+    }
+    __syncthreads();
+  }
+}
+
 }  // namespace
 
 template <class Operation>
@@ -25,6 +94,29 @@ const char* for_each_box(int64_t count, const Operation& operation, CUstream_st*
          operation);
   return launch_error();
 }
+
+template <class T>
+const char* masks_to_boxes(int64_t count, int64_t height, int64_t width, const T* masks,
+                           float* boxes, CUstream_st* stream) {
+  if (count == 0) return nullptr;
+  launch(masks_to_boxes_kernel<T>, grid_size(count, 1), kMaskThreads, 0, stream, count, height,
+         width, masks, boxes);
+  return launch_error();
+}
+
+template const char* masks_to_boxes(int64_t, int64_t, int64_t, const uint8_t*, float*,
+                                    CUstream_st*);
+template const char* masks_to_boxes(int64_t, int64_t, int64_t, const int16_t*, float*,
+                                    CUstream_st*);
+template const char* masks_to_boxes(int64_t, int64_t, int64_t, const int32_t*, float*,
+                                    CUstream_st*);
+template const char* masks_to_boxes(int64_t, int64_t, int64_t, const int64_t*, float*,
+                                    CUstream_st*);
+template const char* masks_to_boxes(int64_t, int64_t, int64_t, const float*, float*, CUstream_st*);
+template const char* masks_to_boxes(int64_t, int64_t, int64_t, const double*, float*, CUstream_st*);
+template const char* masks_to_boxes(int64_t, int64_t, int64_t, const Half*, float*, CUstream_st*);
+template const char* masks_to_boxes(int64_t, int64_t, int64_t, const BFloat16*, float*,
+                                    CUstream_st*);
 
 template const char* for_each_box(int64_t, const BoxArea<float>&, CUstream_st*);
 template const char* for_each_box(int64_t, const BoxArea<double>&, CUstream_st*);

@@ -172,6 +172,48 @@ at::Tensor large_boxes(const at::Tensor& boxes, double min_size) {
   return large;
 }
 
+// Calls body(T{}) with the element type that stores `dtype`, where the kernels have one.
+template <class Body>
+void dispatch_masks(const at::Tensor& masks, const char* op, const Body& body) {
+  switch (masks.scalar_type()) {
+    case at::kBool:
+    case at::kByte:
+    case at::kChar:
+      return body(uint8_t{});
+    case at::kShort:
+      return body(int16_t{});
+    case at::kInt:
+      return body(int32_t{});
+    case at::kLong:
+      return body(int64_t{});
+    default:
+      dispatch_floating(masks.scalar_type(), op, body);
+  }
+}
+
+// masks [N, H, W] -> float32 [N, 4]
+at::Tensor masks_to_boxes(const at::Tensor& masks) {
+  const char* op = "masks_to_boxes";
+  TORCH_CHECK_VALUE(masks.dim() == 3, op, ": masks must have shape [N, H, W], got ", masks.sizes());
+  const int64_t count = masks.size(0), height = masks.size(1), width = masks.size(2);
+  TORCH_CHECK_VALUE(height <= INT32_MAX && width <= INT32_MAX, op,
+                    ": masks must have less than 2^31 rows and columns, got ", masks.sizes());
+  const at::Tensor in = masks.contiguous();
+  at::Tensor boxes = at::empty({count, 4}, masks.options().dtype(at::kFloat));
+  if (height * width == 0) return boxes.zero_();
+  dispatch_masks(in, op, [&](auto element) {
+    using T = decltype(element);
+    dispatch_device(
+        op, in,
+        [&] { cpu::masks_to_boxes<T>(count, height, width, input<T>(in), output<float>(boxes)); },
+        [&](CUstream_st* stream) {
+          return cuda::masks_to_boxes<T>(count, height, width, input<T>(in), output<float>(boxes),
+                                         stream);
+        });
+  });
+  return boxes;
+}
+
 }  // namespace
 
 void bind_boxes(pybind11::module_& m) {
@@ -183,6 +225,7 @@ void bind_boxes(pybind11::module_& m) {
   m.def("clip_boxes_to_image", &clip_boxes_to_image, without_gil);
   m.def("clip_boxes_to_image_backward", &clip_boxes_to_image_backward, without_gil);
   m.def("large_boxes", &large_boxes, without_gil);
+  m.def("masks_to_boxes", &masks_to_boxes, without_gil);
 }
 
 }  // namespace pydet

@@ -8,6 +8,7 @@
 #include <cmath>
 
 #include "common/box.h"
+#include "common/dual.h"
 #include "common/host_device.h"
 
 namespace pydet {
@@ -79,7 +80,8 @@ PYDET_HOST_DEVICE void encode_axis(A low, A high, A low_a, A high_a, A weight_ce
   const A length = high - low, length_a = high_a - low_a;
   const A middle = low + A(0.5) * length, middle_a = low_a + A(0.5) * length_a;
   *centre = weight_centre * (middle - middle_a) / length_a;
-  *size = weight_size * std::log(length / length_a);
+  using std::log;
+  *size = weight_size * log(length / length_a);
 }
 
 // Gradients of the four ends from those of the two deltas.
@@ -163,7 +165,8 @@ PYDET_HOST_DEVICE void decode_axis(A centre, A size, A low_a, A high_a, A weight
   const A length_a = high_a - low_a, middle_a = low_a + A(0.5) * length_a;
   const A scale = size / weight_size;
   const A middle = centre / weight_centre * length_a + middle_a;
-  const A half = A(0.5) * (std::exp(scale > scale_clamp ? scale_clamp : scale) * length_a);
+  using std::exp;
+  const A half = A(0.5) * (exp(scale > scale_clamp ? scale_clamp : scale) * length_a);
   *low = middle - half;
   *high = middle + half;
 }
@@ -181,7 +184,8 @@ PYDET_HOST_DEVICE void decode_axis_backward(A centre, A size, A low_a, A high_a,
   const A length_a = high_a - low_a;
   const A scale = size / weight_size;
   const bool clamped = scale > scale_clamp;
-  const A stretch = std::exp(clamped ? scale_clamp : scale);
+  using std::exp;
+  const A stretch = exp(clamped ? scale_clamp : scale);
   const A grad_middle = grad_low + grad_high, grad_length = A(0.5) * (grad_high - grad_low);
   *grad_centre = grad_middle * length_a / weight_centre;
   *grad_size = clamped ? A(0) : grad_length * stretch * length_a / weight_size;
@@ -214,6 +218,63 @@ PYDET_HOST_DEVICE void decode_box_backward(const Deltas<A>& deltas, const Box<A>
   decode_axis_backward(deltas.dy, deltas.dh, anchor.y1, anchor.y2, weights.dy, weights.dh,
                        scale_clamp, limits.low, limits.height, grad.y1, grad.y2, &grad_deltas->dy,
                        &grad_deltas->dh, &grad_anchor->y1, &grad_anchor->y2);
+}
+
+// For the second derivative: numbers with their tangents, constants, and the tangents of results.
+
+template <class A>
+PYDET_HOST_DEVICE Box<Dual<A>> dual_of(const Box<A>& box, const Box<A>& v) {
+  return {{box.x1, v.x1}, {box.y1, v.y1}, {box.x2, v.x2}, {box.y2, v.y2}};
+}
+template <class A>
+PYDET_HOST_DEVICE Deltas<Dual<A>> dual_of(const Deltas<A>& deltas, const Deltas<A>& v) {
+  return {{deltas.dx, v.dx}, {deltas.dy, v.dy}, {deltas.dw, v.dw}, {deltas.dh, v.dh}};
+}
+template <class A>
+PYDET_HOST_DEVICE ImageLimits<Dual<A>> dual_of(const ImageLimits<A>& limits) {
+  return {limits.low, limits.height, limits.width};
+}
+template <class A>
+PYDET_HOST_DEVICE Box<A> tangent_of(const Box<Dual<A>>& box) {
+  return {box.x1.tangent, box.y1.tangent, box.x2.tangent, box.y2.tangent};
+}
+template <class A>
+PYDET_HOST_DEVICE Deltas<A> tangent_of(const Deltas<Dual<A>>& deltas) {
+  return {deltas.dx.tangent, deltas.dy.tangent, deltas.dw.tangent, deltas.dh.tangent};
+}
+
+// A pair's part of the second derivative: when box and anchor move along their tangents, how the
+// deltas change, and how the gradients do.
+template <class A>
+PYDET_HOST_DEVICE void encode_box_double_backward(const Box<Dual<A>>& box,
+                                                  const Box<Dual<A>>& anchor,
+                                                  const BoxCodingWeights& weights,
+                                                  const Deltas<A>& grad, Deltas<A>* grad_grad,
+                                                  Box<A>* grad_box, Box<A>* grad_anchor) {
+  const Deltas<Dual<A>> w = to_deltas<Dual<A>>(weights);
+  *grad_grad = tangent_of(encode_box(box, anchor, w));
+  Box<Dual<A>> of_box, of_anchor;
+  encode_box_backward(box, anchor, w, dual_of(grad, Deltas<A>{}), &of_box, &of_anchor);
+  *grad_box = tangent_of(of_box);
+  *grad_anchor = tangent_of(of_anchor);
+}
+
+template <class A>
+PYDET_HOST_DEVICE void decode_box_double_backward(const Deltas<Dual<A>>& deltas,
+                                                  const Box<Dual<A>>& anchor,
+                                                  const DecodeParams& params,
+                                                  const ImageLimits<A>& limits, const Box<A>& grad,
+                                                  Box<A>* grad_grad, Deltas<A>* grad_deltas,
+                                                  Box<A>* grad_anchor) {
+  const Deltas<Dual<A>> w = to_deltas<Dual<A>>(params.weights);
+  const Dual<A> scale_clamp(static_cast<A>(params.scale_clamp));
+  *grad_grad = tangent_of(decode_box(deltas, anchor, w, scale_clamp, dual_of(limits)));
+  Deltas<Dual<A>> of_deltas;
+  Box<Dual<A>> of_anchor;
+  decode_box_backward(deltas, anchor, w, scale_clamp, dual_of(limits), dual_of(grad, Box<A>{}),
+                      &of_deltas, &of_anchor);
+  *grad_deltas = tangent_of(of_deltas);
+  *grad_anchor = tangent_of(of_anchor);
 }
 
 }  // namespace pydet

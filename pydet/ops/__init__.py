@@ -18,6 +18,7 @@ from pydet.ops.box_loss import iou_loss as iou_loss
 from pydet.ops.boxes import box_area as box_area
 from pydet.ops.boxes import box_convert as box_convert
 from pydet.ops.boxes import clip_boxes_to_image as clip_boxes_to_image
+from pydet.ops.boxes import masks_to_boxes as masks_to_boxes
 from pydet.ops.boxes import remove_small_boxes as remove_small_boxes
 from pydet.ops.focal_loss import sigmoid_focal_loss as sigmoid_focal_loss
 from pydet.ops.match_anchors import BACKGROUND as BACKGROUND

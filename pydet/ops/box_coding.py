@@ -19,6 +19,22 @@ from pydet.ops._checks import (
 )
 from pydet.ops._library import define
 
+_encode_boxes_double_backward = define(
+    "encode_boxes_double_backward(Tensor v, Tensor v_anchors, Tensor grad_deltas, Tensor boxes, "
+    "Tensor anchors, float[] weights) -> (Tensor, Tensor, Tensor)",
+    fake=lambda v, v_anchors, grad_deltas, boxes, anchors, weights: (
+        boxes.new_empty(boxes.shape),
+        boxes.new_empty(boxes.shape),
+        anchors.new_empty(anchors.shape),
+    ),
+)
+
+
+def _save_encode(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    *tensors, ctx.weights = inputs
+    ctx.save_for_backward(*tensors)
+
+
 _encode_boxes_backward = define(
     "encode_boxes_backward(Tensor grad_deltas, Tensor boxes, Tensor anchors, float[] weights) "
     "-> (Tensor, Tensor)",
@@ -26,53 +42,69 @@ _encode_boxes_backward = define(
         boxes.new_empty(boxes.shape),
         anchors.new_empty(anchors.shape),
     ),
+    backward=lambda ctx, v, v_anchors: (
+        *_encode_boxes_double_backward(v, v_anchors, *ctx.saved_tensors, ctx.weights),
+        None,
+    ),
+    save=_save_encode,
 )
-
-
-def _save_encode(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    boxes, anchors, ctx.weights = inputs
-    ctx.save_for_backward(boxes, anchors)
-
-
-def _backward_encode(ctx: Any, grad_deltas: Tensor) -> tuple[Tensor, Tensor, None]:
-    grad_boxes, grad_anchors = _encode_boxes_backward(grad_deltas, *ctx.saved_tensors, ctx.weights)
-    return grad_boxes, grad_anchors, None
-
 
 _encode_boxes = define(
     "encode_boxes(Tensor boxes, Tensor anchors, float[] weights) -> Tensor",
     fake=lambda boxes, anchors, weights: boxes.new_empty(boxes.shape),
-    backward=_backward_encode,
+    backward=lambda ctx, grad_deltas: (
+        *_encode_boxes_backward(grad_deltas, *ctx.saved_tensors, ctx.weights),
+        None,
+    ),
     save=_save_encode,
     autocast=torch.float32,
 )
 
-_decode_boxes_backward = define(
-    "decode_boxes_backward(Tensor grad_boxes, Tensor deltas, Tensor anchors, float[] weights, "
-    "float scale_clamp, SymInt[]? image_size, Tensor? image_sizes) -> (Tensor, Tensor)",
-    fake=lambda grad_boxes, deltas, anchors, *_: (
+_DECODE = "float[] weights, float scale_clamp, SymInt[]? image_size, Tensor? image_sizes"
+
+_decode_boxes_double_backward = define(
+    "decode_boxes_double_backward(Tensor v, Tensor v_anchors, Tensor grad_boxes, Tensor deltas, "
+    f"Tensor anchors, {_DECODE}) -> (Tensor, Tensor, Tensor)",
+    fake=lambda v, v_anchors, grad_boxes, deltas, anchors, *_: (
+        deltas.new_empty(deltas.shape),
         deltas.new_empty(deltas.shape),
         anchors.new_empty(anchors.shape),
     ),
 )
 
 
-def _save_decode(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    deltas, anchors, ctx.weights, ctx.scale_clamp, ctx.image_size, image_sizes = inputs
-    ctx.save_for_backward(deltas, anchors, image_sizes)
+def _save_decode(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    *tensors, weights, scale_clamp, image_size, image_sizes = inputs
+    ctx.settings = weights, scale_clamp, image_size
+    ctx.save_for_backward(*tensors, image_sizes)
+
+
+def _double_backward_decode(ctx: Any, v: Tensor, v_anchors: Tensor) -> tuple[Tensor | None, ...]:
+    *tensors, image_sizes = ctx.saved_tensors
+    grads = _decode_boxes_double_backward(v, v_anchors, *tensors, *ctx.settings, image_sizes)
+    return (*grads, None, None, None, None)
+
+
+_decode_boxes_backward = define(
+    f"decode_boxes_backward(Tensor grad_boxes, Tensor deltas, Tensor anchors, {_DECODE}) "
+    "-> (Tensor, Tensor)",
+    fake=lambda grad_boxes, deltas, anchors, *_: (
+        deltas.new_empty(deltas.shape),
+        anchors.new_empty(anchors.shape),
+    ),
+    backward=_double_backward_decode,
+    save=_save_decode,
+)
 
 
 def _backward_decode(ctx: Any, grad_boxes: Tensor) -> tuple[Tensor | None, ...]:
-    deltas, anchors, image_sizes = ctx.saved_tensors
-    grad_deltas, grad_anchors = _decode_boxes_backward(
-        grad_boxes, deltas, anchors, ctx.weights, ctx.scale_clamp, ctx.image_size, image_sizes
-    )
-    return grad_deltas, grad_anchors, None, None, None, None
+    *tensors, image_sizes = ctx.saved_tensors
+    grads = _decode_boxes_backward(grad_boxes, *tensors, *ctx.settings, image_sizes)
+    return (*grads, None, None, None, None)
 
 
 _decode_boxes = define(
-    "decode_boxes(Tensor deltas, Tensor anchors, float[] weights, float scale_clamp, "
-    "SymInt[]? image_size, Tensor? image_sizes) -> Tensor",
+    f"decode_boxes(Tensor deltas, Tensor anchors, {_DECODE}) -> Tensor",
     fake=lambda deltas, *_: deltas.new_empty(deltas.shape),
     backward=_backward_decode,
     save=_save_decode,
@@ -130,7 +162,7 @@ def encode_boxes(
         ValueError: Not [..., 4], shapes that do not broadcast, different devices, or weights that
             are not four positive numbers.
 
-    Differentiable once in boxes and anchors; the gradient of a pair without deltas is 0. Source:
+    Differentiable twice in boxes and anchors; the gradient of a pair without deltas is 0. Source:
     R-CNN (Girshick et al., 2014), appendix C; the weights are those of Fast R-CNN's code.
     """
     op = "encode_boxes"
@@ -180,7 +212,7 @@ def decode_boxes(
         ValueError: Shapes or devices that do not fit, weights that are not four positive numbers,
             a NaN scale_clamp.
 
-    Differentiable once in deltas and anchors; beyond scale_clamp and beyond the image's border the
+    Differentiable twice in deltas and anchors; beyond scale_clamp and beyond the image's border the
     gradient is 0, as with torch.clamp. Source: as :func:`encode_boxes`; the clamp of log(1000 / 16)
     is that of Detectron and torchvision.
     """

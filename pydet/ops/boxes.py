@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is done to each box alone: area, format, clipping to the image, removal of small ones."""
+"""What is done to each box alone: area, format, clipping, removal of small ones; masks to boxes."""
 
 import math
 from typing import Any
@@ -16,6 +16,7 @@ from pydet.ops._checks import (
     check_tensor,
 )
 from pydet.ops._library import define
+from pydet.ops._rotated import NUMBERS, convert_rotated
 
 _FORMATS = ("xyxy", "xywh", "cxcywh")
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -117,6 +118,15 @@ _large_boxes = define(
     differentiable=False,
 )
 
+_masks_to_boxes = define(
+    "masks_to_boxes(Tensor masks) -> Tensor",
+    fake=lambda masks: masks.new_empty((masks.shape[0], 4), dtype=torch.float32),
+    differentiable=False,
+)
+
+# The dtypes of masks that are read as they are; others become bool first.
+_MASKS = (*FLOATING, *_INTEGERS, torch.bool)
+
 
 # --- functions ---------------------------------------------------------------------------------
 
@@ -155,26 +165,35 @@ def box_convert(boxes: Tensor, in_fmt: str, out_fmt: str) -> Tensor:
     """Boxes written in another format.
 
     Args:
-        boxes: [..., 4], floating or integers.
+        boxes: [..., 4], floating or integers; [..., 5] or [..., 8] for rotated formats.
         in_fmt: How they are written: "xyxy" (two corners), "xywh" (a corner, width and height) or
-            "cxcywh" (centre, width and height).
-        out_fmt: How they shall be written.
+            "cxcywh" (centre, width and height). Rotated by r degrees, counter-clockwise: "xywhr"
+            and "cxcywhr" [..., 5], and "xyxyxyxy" [..., 8], the corners clockwise from the first.
+        out_fmt: How they shall be written: of the same kind, upright or rotated.
 
     Returns:
-        [..., 4], a new tensor of the same dtype; integers stay integers unless one of the formats
-        has a centre, which makes them the default dtype. The arithmetic is torchvision's, by way of
-        the corners, in float32 or better and rounded once. A NaN or infinity stays on its axis.
+        A new tensor of the same dtype; upright integers stay integers unless one of the formats has
+        a centre, which makes them the default dtype; rotated ones are rounded. The arithmetic is
+        torchvision's, by way of the corners, in float32 or better and rounded once. A NaN or
+        infinity stays on its axis.
 
     Raises:
         TypeError: Not a tensor, or a dtype that is no number.
-        ValueError: Not [..., 4], or a format that is not one of the three; torchvision's rotated
-            ones (xywhr, cxcywhr, xyxyxyxy) are not supported.
+        ValueError: Not [..., 4] (5, 8), an unknown format, or one upright and one rotated format.
 
     Differentiable twice.
     """
     op = "box_convert"
+    check_choice(op, "in_fmt", in_fmt, (*_FORMATS, *NUMBERS))
+    if in_fmt in NUMBERS:
+        count = NUMBERS[in_fmt]
+        check_tensor(op, "boxes", boxes)
+        check_dtype(op, "boxes", boxes, FLOATING + _INTEGERS)
+        wanted = f"[..., {count}] for {in_fmt}"
+        check_shape(op, "boxes", boxes, wanted, lambda s: len(s) > 0 and s[-1] == count)
+        check_choice(op, "out_fmt", out_fmt, tuple(NUMBERS))
+        return convert_rotated(boxes, in_fmt, out_fmt)
     _check_rows(op, boxes)
-    check_choice(op, "in_fmt", in_fmt, _FORMATS)
     check_choice(op, "out_fmt", out_fmt, _FORMATS)
     if in_fmt == out_fmt:
         in_fmt = out_fmt = "xyxy"  # a copy, whatever the numbers mean
@@ -240,3 +259,25 @@ def remove_small_boxes(boxes: Tensor, min_size: float) -> Tensor:
     check_shape(op, "boxes", boxes, "[N, ..., 4]", lambda shape: len(shape) > 1)
     check_number(op, "min_size", min_size, "a number", lambda size: size <= math.inf)
     return torch.where(_large_boxes(boxes, min_size))[0]
+
+
+def masks_to_boxes(masks: Tensor) -> Tensor:
+    """The box around each mask.
+
+    Args:
+        masks: [N, H, W] of any dtype; every number but 0 belongs to the object, NaN too.
+
+    Returns:
+        [N, 4] float32: x1, y1, x2, y2, the first and last column and row that hold an element of
+        the object, in pixels, the last one included: an object of one pixel has x1 == x2. All 0 for
+        a mask without an object, so also for H or W of 0. Without a gradient.
+
+    Raises:
+        TypeError: Not a tensor.
+        ValueError: Not [N, H, W].
+    """
+    op = "masks_to_boxes"
+    check_tensor(op, "masks", masks)
+    check_shape(op, "masks", masks, "[N, H, W]", lambda shape: len(shape) == 3)
+    boxes: Tensor = _masks_to_boxes(masks.detach() if masks.dtype in _MASKS else masks.bool())
+    return boxes

@@ -112,9 +112,40 @@ void test_gradient(int64_t rows, int64_t num_anchors) {
   }
 }
 
+// The emulated kernels give what the CPU does: along v, with a clip and a clamp.
+void test_second_derivative(int64_t rows, int64_t num_anchors) {
+  const int64_t count = rows * num_anchors;
+  const std::vector<double> boxes = random_boxes(count, 5), v = random_boxes(count, 6);
+  const std::vector<double> anchors = random_boxes(num_anchors, 7);
+  const std::vector<double> v_anchors = random_boxes(num_anchors, 8), grad = random_boxes(count, 9);
+  std::vector<double> deltas(boxes);
+  for (double& delta : deltas) delta = delta / 256 - 0.4;
+  const pydet::DecodeParams params{kWeights, 0.05, true, 150, 150, 1};
+  std::vector<double> found[6];
+  for (int i = 0; i < 6; ++i) found[i].resize(4 * (i % 3 == 2 ? num_anchors : count), -1);
+  const auto second = [&](std::vector<double>* grad_grad) {
+    return pydet::CodingSecondOrder<double>{v.data(), v_anchors.data(), grad_grad->data()};
+  };
+  pydet::cpu::encode_boxes_double_backward(rows, num_anchors, second(&found[0]), grad.data(),
+                                           boxes.data(), anchors.data(), kWeights, found[1].data(),
+                                           found[2].data());
+  CHECK(pydet::cuda::encode_boxes_double_backward(
+            rows, num_anchors, second(&found[3]), grad.data(), boxes.data(), anchors.data(),
+            kWeights, found[4].data(), found[5].data(), nullptr) == nullptr);
+  for (int i = 0; i < 3; ++i) CHECK(close(found[i], found[i + 3], 1e-6));
+  pydet::cpu::decode_boxes_double_backward<double>(
+      rows, num_anchors, second(&found[0]), grad.data(), deltas.data(), anchors.data(), nullptr,
+      params, found[1].data(), found[2].data());
+  CHECK(pydet::cuda::decode_boxes_double_backward<double>(
+            rows, num_anchors, second(&found[3]), grad.data(), deltas.data(), anchors.data(),
+            nullptr, params, found[4].data(), found[5].data(), nullptr) == nullptr);
+  for (int i = 0; i < 3; ++i) CHECK(close(found[i], found[i + 3], 1e-6));
+}
+
 }  // namespace
 
 int main() {
+  for (int64_t num_anchors : {0, 1, 257}) test_second_derivative(2, num_anchors);
   for (int64_t rows : {0, 1, 3}) {
     for (int64_t num_anchors : {0, 1, 255, 256, 2049}) test_round_trip(rows, num_anchors);
   }

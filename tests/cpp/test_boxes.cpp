@@ -75,9 +75,35 @@ void test_count(int64_t count) {
   }
 }
 
+// Masks of a size that is no multiple of a load, so that they start anywhere.
+template <class T>
+void test_masks() {
+  const int64_t count = 5, height = 7, width = 307;
+  std::vector<T> masks(count * height * width, T(0));
+  const auto set = [&](int64_t mask, int64_t y, int64_t x) {
+    masks[(mask * height + y) * width + x] = T(1);
+  };
+  set(0, 0, 0);
+  set(1, 6, 306);
+  set(2, 3, 299), set(2, 5, 12), set(2, 4, 150);
+  for (int64_t x = 0; x < width; ++x) set(4, 2, x);
+  const std::vector<float> wanted{0,   0, 0, 0, 306, 6, 306, 6, 12,  3,
+                                  299, 5, 0, 0, 0,   0, 0,   2, 306, 2};
+  std::vector<float> boxes(4 * count, -1), cuda_boxes(boxes);
+  pydet::cpu::masks_to_boxes(count, height, width, masks.data(), boxes.data());
+  CHECK(boxes == wanted);
+  CHECK(pydet::cuda::masks_to_boxes(count, height, width, masks.data(), cuda_boxes.data(),
+                                    nullptr) == nullptr);
+  CHECK(cuda_boxes == wanted);
+}
+
 }  // namespace
 
 int main() {
+  test_masks<uint8_t>();
+  test_masks<int16_t>();
+  test_masks<float>();
+  test_masks<double>();
   for (int64_t count : {0, 1, 255, 256, 257, 16385}) test_count(count);
   return check::result();
 }

@@ -234,6 +234,13 @@ CASES: tuple[OpCase, ...] = (
         arguments={"in_fmt": "xyxy", "out_fmt": "cxcywh"},
         gradients=("boxes",),
     ),
+    OpCase(
+        "box_convert",
+        lambda size, random: {"boxes": torch.cat([random.boxes(size), random.uniform(size, 1)], 1)},
+        variant="rotated",
+        arguments={"in_fmt": "cxcywhr", "out_fmt": "xyxyxyxy"},
+        gradients=("boxes",),
+    ),
     OpCase("box_iou", _two_sets, gradients=("boxes1", "boxes2"), many=700),
     OpCase(
         "box_iou",
@@ -274,7 +281,6 @@ CASES: tuple[OpCase, ...] = (
             "anchors": random.boxes(size),
         },
         gradients=("deltas", "anchors"),
-        second=False,
     ),
     OpCase("distance_box_iou", _two_sets, gradients=("boxes1", "boxes2"), many=700),
     OpCase(
@@ -287,11 +293,16 @@ CASES: tuple[OpCase, ...] = (
         "encode_boxes",
         lambda size, random: {"boxes": random.boxes(size), "anchors": random.boxes(size)},
         gradients=("boxes", "anchors"),
-        second=False,
     ),
     OpCase("generalized_box_iou", _two_sets, gradients=("boxes1", "boxes2"), many=700),
     OpCase("generalized_box_iou_loss", _pairs, gradients=("boxes1", "boxes2")),
     OpCase("iou_loss", _pairs, arguments={"reduction": "mean"}, gradients=("boxes1", "boxes2")),
+    OpCase(
+        "masks_to_boxes",
+        lambda size, random: {"masks": (random.uniform(size, 9, 13) > 0.9).double()},
+        many=300,
+        tolerance=0,
+    ),
     OpCase(
         "match_anchors",
         _anchors_and_ground_truth,

@@ -347,13 +347,76 @@ def test_gradient_in_half(device):
         torch.testing.assert_close(anchors.grad.double(), a.grad, atol=1e-3, rtol=2e-2)
 
 
-@pytest.mark.parametrize("function", [ops.encode_boxes, ops.decode_boxes])
-def test_second_derivative_is_refused(device, function):
-    boxes = random_boxes(2, device=device).requires_grad_()
-    anchors = random_boxes(2, seed=1, device=device)
-    (grad,) = torch.autograd.grad(function(boxes, anchors).sum(), boxes, create_graph=True)
-    with pytest.raises(NotImplementedError, match="second derivative"):
-        grad.sum().backward()
+def eager_encode(boxes, anchors):
+    """The formula in torch, whose autograd encode_boxes' gradient must equal."""
+    sizes = [box[..., 2:] - box[..., :2] for box in (boxes, anchors)]
+    centres = [box[..., :2] + 0.5 * size for box, size in zip((boxes, anchors), sizes, strict=True)]
+    return torch.cat([(centres[0] - centres[1]) / sizes[1], (sizes[0] / sizes[1]).log()], dim=-1)
+
+
+@given(valid_boxes(1, 8), st.integers(0, 1000))
+def test_second_derivatives_equal_autograd(anchors, seed):
+    """Of two rows that share their anchors; corners beyond the image and clamped sizes."""
+    anchors = tensor_of_boxes(anchors, torch.float64)
+    count = len(anchors)
+    deltas = random_deltas(2, count, seed=seed, dtype=torch.float64) * 3
+    boxes = random_boxes(2, count, seed=seed, dtype=torch.float64)
+    for inputs, functions in (
+        (boxes, (ops.encode_boxes, eager_encode)),
+        (
+            deltas,
+            (
+                lambda d, a: ops.decode_boxes(d, a, image_sizes=(300, 200)),
+                lambda d, a: eager_decode(d, a, (300, 200)),
+            ),
+        ),
+    ):
+        found = []
+        for function in functions:
+            x, a = inputs.clone().requires_grad_(), anchors.clone().requires_grad_()
+            weight = random_deltas(2, count, seed=seed + 1, dtype=torch.float64).requires_grad_()
+            first = torch.autograd.grad((function(x, a) * weight).sum(), (x, a), create_graph=True)
+            total = first[0].sin().sum() + first[1].sin().sum()
+            found.append(torch.autograd.grad(total, (x, a, weight)))
+        for own, wanted in zip(*found, strict=True):
+            scale = max(1.0, wanted.abs().max().item())
+            torch.testing.assert_close(own, wanted, rtol=1e-8, atol=1e-9 * scale)
+
+
+def test_second_derivatives_of_images(device):
+    options = {"dtype": torch.float64, "device": device}
+    deltas = random_deltas(3, 4, **options).requires_grad_()
+    anchors = random_boxes(4, seed=1, **options).requires_grad_()
+    assert torch.autograd.gradgradcheck(
+        lambda d, a: ops.decode_boxes(
+            d, a, (2.0, 2.0, 1.0, 1.0), image_sizes=[(50, 40), (30, 60), (100, 100)]
+        ),
+        (deltas, anchors),
+    )
+
+
+def test_a_pair_without_deltas_has_no_second_derivative(device):
+    boxes = torch.tensor([[3.0, 3, 3, 3], [0, 0, 4, 4]], device=device, requires_grad=True)
+    anchors = torch.tensor([[0.0, 0, 4, 4], [1, 1, 9, 5]], device=device, requires_grad=True)
+    grads = torch.autograd.grad(
+        ops.encode_boxes(boxes, anchors).square().sum(), (boxes, anchors), create_graph=True
+    )
+    second = torch.autograd.grad(sum(grad.square().sum() for grad in grads), (boxes, anchors))
+    for grad in second:
+        assert grad.isfinite().all() and grad[0].eq(0).all() and grad[1].ne(0).any()
+
+
+def test_the_second_derivatives_protect_themselves():
+    boxes, anchors = torch.zeros(2, 3, 4), torch.zeros(3, 4)
+    weights = [1.0] * 4
+    with pytest.raises(ValueError, match="v, v_anchors and the gradient must have the shapes"):
+        torch.ops.pydet.encode_boxes_double_backward(
+            boxes[:1], anchors, boxes, boxes, anchors, weights
+        )
+    with pytest.raises(TypeError, match="v_anchors must have the dtype"):
+        torch.ops.pydet.decode_boxes_double_backward(
+            boxes, anchors.double(), boxes, boxes, anchors, weights, 4.0, None, None
+        )
 
 
 # --- registration ------------------------------------------------------------------------------

@@ -207,6 +207,102 @@ def assert_same(ours, theirs):
     assert ours.dtype == theirs.dtype and torch.equal(ours, theirs)
 
 
+@given(st.integers(0, 3), st.integers(0, 40), st.integers(0, 600), st.integers(0, 4), st.randoms())
+def test_masks(count, height, width, ones, random):
+    masks = torch.zeros(count, height, width)
+    for mask in masks if height * width else ():
+        for _ in range(random.randint(0, ones)):
+            mask[random.randrange(height), random.randrange(width)] = random.choice([1, -2, 0.5])
+    wanted = [reference.box_of_mask(mask) for mask in masks.tolist()]
+    for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.bool):
+        found = ops.masks_to_boxes(masks.to(dtype))
+        assert found.dtype == torch.float32 and found.tolist() == wanted
+    whole = (masks * 2).to(torch.int8)
+    for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.complex64):
+        assert ops.masks_to_boxes(whole.to(dtype)).tolist() == wanted
+
+
+def test_masks_by_hand(device):
+    masks = torch.zeros(4, 5, 7, device=device)
+    masks[0, 1, 2] = 1
+    masks[1, 1:4, 2:6] = math.nan
+    masks[2] = -0.0
+    masks[3, 4, 0] = masks[3, 0, 6] = 1e-40
+    wanted = [[2, 1, 2, 1], [2, 1, 5, 3], [0, 0, 0, 0], [0, 0, 6, 4]]
+    assert ops.masks_to_boxes(masks).tolist() == wanted
+    for _, same in layouts(masks):
+        assert ops.masks_to_boxes(same).tolist() == wanted
+    # Masks of a batch that do not start at a multiple of 16 bytes.
+    assert ops.masks_to_boxes(masks.isnan() | masks.ne(0)).tolist() == wanted
+    large = torch.zeros(2, 301, 1003, dtype=torch.bool, device=device)
+    large[1, 7:300, 1002] = True
+    assert ops.masks_to_boxes(large).tolist() == [[0, 0, 0, 0], [1002, 7, 1002, 299]]
+
+
+ROTATED = ("xywhr", "cxcywhr", "xyxyxyxy")
+
+
+@given(valid_boxes(), st.floats(-179, 179), st.sampled_from(ROTATED), st.sampled_from(ROTATED))
+def test_rotated(boxes, angle, in_fmt, out_fmt):
+    """A box turned about its centre, written in each way from the same corners."""
+    written = {fmt: [reference.rotated(box, angle, fmt) for box in boxes] for fmt in ROTATED}
+    size = 8 if in_fmt == "xyxyxyxy" else 5
+    inputs = torch.tensor(written[in_fmt], dtype=torch.float64).reshape(-1, size)
+    wanted = torch.tensor(written[out_fmt], dtype=torch.float64).reshape(
+        -1, 8 if out_fmt == "xyxyxyxy" else 5
+    )
+    found = ops.box_convert(inputs, in_fmt, out_fmt)
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+    assert found.data_ptr() != inputs.data_ptr() or not boxes
+
+
+def test_rotated_by_hand(device):
+    """A box of 4 x 2 at (0, 0), turned by 90 degrees: its width points up."""
+    box = torch.tensor([[0.0, 0.0, 4.0, 2.0, 90.0]], device=device)
+    corners = ops.box_convert(box, "xywhr", "xyxyxyxy")
+    torch.testing.assert_close(corners.cpu(), torch.tensor([[0.0, 0, 0, -4, 2, -4, 2, 0]]))
+    centre = ops.box_convert(box, "xywhr", "cxcywhr")
+    torch.testing.assert_close(centre.cpu(), torch.tensor([[1.0, -2, 4, 2, 90]]))
+    whole = ops.box_convert(box.int(), "xywhr", "xyxyxyxy")
+    assert whole.dtype == torch.int32 and whole.tolist() == [[0, 0, 0, -4, 2, -4, 2, 0]]
+    half = ops.box_convert(box.half(), "xywhr", "cxcywhr")
+    assert half.dtype == torch.float16
+
+
+def test_rotated_and_upright_do_not_mix():
+    with pytest.raises(
+        ValueError, match=r"^box_convert: out_fmt must be one of 'xywhr', 'cxcywhr'"
+    ):
+        ops.box_convert(torch.zeros(2, 5), "xywhr", "xyxy")
+    with pytest.raises(TypeError, match=r"^box_convert: boxes must have a dtype of"):
+        ops.box_convert(torch.zeros(2, 5, dtype=torch.bool), "xywhr", "cxcywhr")
+
+
+def test_errors_of_masks():
+    with pytest.raises(TypeError, match=r"^masks_to_boxes: masks must be a tensor, got list"):
+        ops.masks_to_boxes([[[1]]])
+    with pytest.raises(
+        ValueError, match=r"^masks_to_boxes: masks must have shape \[N, H, W\], got"
+    ):
+        ops.masks_to_boxes(torch.zeros(3, 4))
+    with pytest.raises(
+        ValueError, match=r"^masks_to_boxes: masks must have shape \[N, H, W\], got"
+    ):
+        torch.ops.pydet.masks_to_boxes(torch.zeros(3, 4))
+
+
+def test_rotated_gradients():
+    box = torch.tensor([[3.0, 1.0, 4.0, 2.0, 30.0]], dtype=torch.float64, requires_grad=True)
+    corners = ops.box_convert(box.detach(), "cxcywhr", "xyxyxyxy").requires_grad_()
+    for inputs, in_fmt, out_fmt in ((box, "cxcywhr", "xyxyxyxy"), (corners, "xyxyxyxy", "cxcywhr")):
+
+        def convert(x, in_fmt=in_fmt, out_fmt=out_fmt):
+            return ops.box_convert(x, in_fmt, out_fmt)
+
+        assert torch.autograd.gradcheck(convert, (inputs,))
+        assert torch.autograd.gradgradcheck(convert, (inputs,))
+
+
 # --- gradient ----------------------------------------------------------------------------------
 
 
@@ -359,7 +455,13 @@ def test_errors_of_boxes(name):
     ("function", "arguments", "error", "message"),
     [
         (ops.box_area, ("xyxyr",), ValueError, "fmt must be one of 'xyxy', 'xywh', 'cxcywh'"),
-        (ops.box_convert, ("xywhr", "xyxy"), ValueError, "in_fmt must be one of .*, got 'xywhr'"),
+        (ops.box_convert, ("xxyy", "xyxy"), ValueError, "in_fmt must be one of .*, got 'xxyy'"),
+        (
+            ops.box_convert,
+            ("xywhr", "xyxyxyxy"),
+            ValueError,
+            r"boxes must have shape \[..., 5\] for",
+        ),
         (ops.box_convert, ("xyxy", "xyxyxyxy"), ValueError, "out_fmt must be one of 'xyxy', 'xy"),
         (ops.clip_boxes_to_image, (5,), TypeError, r"size must be two numbers .*, got 5"),
         (ops.clip_boxes_to_image, ((5, 6, 7),), TypeError, "size must be two numbers"),

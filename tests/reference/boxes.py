@@ -47,3 +47,25 @@ def large(boxes, min_size):
     return [
         i for i, (x1, y1, x2, y2) in enumerate(boxes) if x2 - x1 >= min_size and y2 - y1 >= min_size
     ]
+
+
+def box_of_mask(mask):
+    """First and last column and row of a mask [H][W] that hold a number other than 0."""
+    rows = [y for y, row in enumerate(mask) if any(value != 0 for value in row)]
+    columns = [x for row in mask for x, value in enumerate(row) if value != 0]
+    return [min(columns), min(rows), max(columns), max(rows)] if rows else [0, 0, 0, 0]
+
+
+def rotated(box, degrees, fmt):
+    """The box (x1, y1, x2, y2) turned about its centre, counter-clockwise with y pointing down."""
+    centre = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
+    turn = math.radians(degrees)
+    corners = []
+    for x, y in ((box[0], box[1]), (box[2], box[1]), (box[2], box[3]), (box[0], box[3])):
+        right, down = x - centre[0], y - centre[1]
+        corners.append(centre[0] + right * math.cos(turn) + down * math.sin(turn))
+        corners.append(centre[1] - right * math.sin(turn) + down * math.cos(turn))
+    if fmt == "xyxyxyxy":
+        return corners
+    start = corners[:2] if fmt == "xywhr" else list(centre)
+    return [*start, box[2] - box[0], box[3] - box[1], degrees]
