@@ -17,10 +17,12 @@ void bind_box_loss(pybind11::module_& m);
 void bind_boxes(pybind11::module_& m);
 void bind_focal_loss(pybind11::module_& m);
 void bind_match_anchors(pybind11::module_& m);
+void bind_matrix_nms(pybind11::module_& m);
 void bind_nms(pybind11::module_& m);
 void bind_roi_align(pybind11::module_& m);
 void bind_roi_pool(pybind11::module_& m);
 void bind_soft_nms(pybind11::module_& m);
+void bind_weighted_boxes_fusion(pybind11::module_& m);
 
 }  // namespace pydet
 
@@ -41,8 +43,10 @@ PYBIND11_MODULE(_C, m) {
   pydet::bind_boxes(m);
   pydet::bind_focal_loss(m);
   pydet::bind_match_anchors(m);
+  pydet::bind_matrix_nms(m);
   pydet::bind_nms(m);
   pydet::bind_roi_align(m);
   pydet::bind_roi_pool(m);
   pydet::bind_soft_nms(m);
+  pydet::bind_weighted_boxes_fusion(m);
 }

@@ -35,3 +35,6 @@ from pydet.ops.roi_pool import RoIPool as RoIPool
 from pydet.ops.roi_pool import roi_pool as roi_pool
 from pydet.ops.soft_nms import batched_soft_nms as batched_soft_nms
 from pydet.ops.soft_nms import soft_nms as soft_nms
+from pydet.ops.weighted_boxes_fusion import FusedBoxes as FusedBoxes
+from pydet.ops.weighted_boxes_fusion import PaddedFusedBoxes as PaddedFusedBoxes
+from pydet.ops.weighted_boxes_fusion import weighted_boxes_fusion as weighted_boxes_fusion

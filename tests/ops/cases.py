@@ -451,4 +451,17 @@ CASES: tuple[OpCase, ...] = (
     ),
     OpCase("soft_nms", _boxes_and_scores),
     OpCase("soft_nms", _boxes_and_scores, variant="gaussian", arguments={"method": "gaussian"}),
+    OpCase(
+        "weighted_boxes_fusion",
+        lambda size, random: (
+            _boxes_and_scores(size, random) | {"idxs": random.integers(size, high=3)}
+        ),
+        arguments={"num_models": 2},
+    ),
+    OpCase(
+        "weighted_boxes_fusion",
+        _padded_batch,
+        variant="padded",
+        arguments={"num_models": 2, "max_output": 7, "conf_type": "max"},
+    ),
 )
