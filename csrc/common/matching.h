@@ -7,11 +7,9 @@
 
 #include "common/box.h"
 #include "common/host_device.h"
+#include "common/labels.h"
 
 namespace pydet {
-
-constexpr int64_t kBackground = -1;
-constexpr int64_t kIgnored = -2;
 
 template <class A>
 PYDET_HOST_DEVICE bool has_nan(const Box<A>& box) {

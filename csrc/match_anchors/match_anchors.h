@@ -12,7 +12,8 @@
 //
 // The anchors are read by pieces that stay in registers or the first-level cache while the ground
 // truths pass by. The low-quality rule needs the highest IoU of each ground truth before any result
-// is final, so the pairs concerned are computed twice, to the same bits.
+// is final, so the pairs concerned are computed twice, to the same bits. So does the rule of SSD,
+// which needs the first anchor that has it.
 // Instantiated for float, double, Half and BFloat16; arithmetic in acc_t<T>.
 #pragma once
 
@@ -24,11 +25,14 @@ struct CUstream_st;
 
 namespace pydet {
 
-// The threshold rule of Faster R-CNN and RetinaNet. Another rule is another params struct.
+// The threshold rule of Faster R-CNN and RetinaNet and, on top of it, that of SSD.
 struct MatchParams {
   double fg_iou_threshold;
   double bg_iou_threshold;
   bool allow_low_quality_matches;
+  bool best_anchor_for_each_gt;
+
+  bool need_highest() const { return allow_low_quality_matches || best_anchor_for_each_gt; }
 };
 
 namespace cpu {

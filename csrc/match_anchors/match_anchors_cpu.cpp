@@ -1,135 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
-#include <atomic>
 #include <cstring>
 #include <limits>
 #include <memory>
 #include <vector>
 
-#include "common/box.h"
 #include "common/isa.h"
-#include "common/matching.h"
-#include "common/ordered_bits.h"
 #include "common/parallel_for.h"
 #include "match_anchors/match_anchors.h"
+#include "match_anchors/match_anchors_block.h"
 
 namespace pydet {
 namespace cpu {
 namespace {
-
-// Anchors a block: its arrays stay in the first-level cache, and its bounding box is small enough
-// to pass over most ground truths.
-constexpr int64_t kBlock = 128;
-
-// A ground truth that takes part: without NaN. `index` is its number in its image.
-template <class A>
-struct Truth {
-  Box<A> box;
-  A area;
-  int32_t index;
-};
-
-// The highest quality of a ground truth over all anchors, and the first and last block in which it
-// is met. Threads raise the three words in any order to the same end. `first` and `last` hold the
-// quality's leading bits above the block number (its complement, for the first), so that a higher
-// quality outweighs every block number. All are 0 as long as no anchor overlaps.
-struct Highest {
-  std::atomic<uint64_t> quality{0}, first{0}, last{0};
-};
-
-void raise_to(std::atomic<uint64_t>* word, uint64_t value) {
-  uint64_t seen = word->load(std::memory_order_relaxed);
-  while (seen < value && !word->compare_exchange_weak(seen, value, std::memory_order_relaxed)) {
-  }
-}
-
-constexpr uint64_t kBlockMask = 0xffffffffu;
-
-void raise_to(Highest* highest, uint64_t bits, int quality_bits, int64_t block) {
-  const uint64_t leading = quality_bits == 32 ? bits : (bits >> 32) + 1;
-  const uint64_t number = static_cast<uint64_t>(block);
-  raise_to(&highest->quality, bits);
-  raise_to(&highest->first, leading << 32 | (~number & kBlockMask));
-  raise_to(&highest->last, leading << 32 | (number & kBlockMask));
-}
-
-// One image's part of the packed ground truth.
-template <class A>
-struct Image {
-  const Truth<A>* truths;
-  Highest* highest;  // one a truth; null where nobody asks for low-quality matches
-  int64_t num_truths;
-  const Truth<A>* ignored;
-  int64_t num_ignored;
-};
-
-template <class T>
-struct Job {
-  const T* anchors;
-  int64_t num_anchors;
-  const Image<acc_t<T>>* images;
-  int64_t* matched_idxs;
-  acc_t<T>* matched_ious;
-};
-
-// The anchors of one block as a structure of arrays. One with a NaN, or beyond the last, is an
-// empty box, which overlaps nothing.
-template <class A>
-struct Block {
-  alignas(64) A x1[kBlock], y1[kBlock], x2[kBlock], y2[kBlock], area[kBlock];
-  Box<A> bounds;
-  bool all_valid;
-  bool valid[kBlock];  // set only where not all are
-
-  // All loops are plain and of a fixed length, which compilers turn into vectors.
-  template <class T>
-  void load_from(const T* anchors, int64_t count) {
-    T padded[4 * kBlock] = {};
-    if (count < kBlock) {
-      std::memcpy(padded, anchors, 4 * count * sizeof(T));
-      anchors = padded;
-    }
-    for (int64_t j = 0; j < kBlock; ++j) {
-      x1[j] = load(anchors + 4 * j);
-      y1[j] = load(anchors + 4 * j + 1);
-      x2[j] = load(anchors + 4 * j + 2);
-      y2[j] = load(anchors + 4 * j + 3);
-    }
-    bits_t<A> num_nan = 0;
-    for (int64_t j = 0; j < kBlock; ++j) num_nan += has_nan(box(j)) ? 1 : 0;
-    all_valid = num_nan == 0;
-    if (!all_valid) empty_the_nan();
-    for (int64_t j = 0; j < kBlock; ++j) area[j] = pydet::area(box(j));
-    bounds = {lowest(x1), lowest(y1), highest(x2), highest(y2)};
-  }
-
-  void empty_the_nan() {
-    for (int64_t j = 0; j < kBlock; ++j) {
-      valid[j] = !has_nan(box(j));
-      if (!valid[j]) x1[j] = y1[j] = x2[j] = y2[j] = A(0);
-    }
-  }
-
-  static A lowest(const A* values) {
-    bits_t<A> least = to_ordered(values[0]);
-    for (int64_t j = 0; j < kBlock; ++j) least = std::min(to_ordered(values[j]), least);
-    return from_ordered<A>(least);
-  }
-
-  static A highest(const A* values) {
-    bits_t<A> most = to_ordered(values[0]);
-    for (int64_t j = 0; j < kBlock; ++j) most = std::max(to_ordered(values[j]), most);
-    return from_ordered<A>(most);
-  }
-
-  Box<A> box(int64_t j) const { return {x1[j], y1[j], x2[j], y2[j]}; }
-
-  // False only where no anchor of the block overlaps the box.
-  bool touches(const Box<A>& other) const {
-    return other.x1 < bounds.x2 && bounds.x1 < other.x2 && other.y1 < bounds.y2 &&
-           bounds.y1 < other.y2;
-  }
-};
 
 // Matches the anchors of one block in the images [image_begin, image_end), and notes the highest
 // quality of each ground truth. Thresholds of minus infinity give every anchor its own best.
@@ -206,15 +89,29 @@ struct RestoreTies {
 
   static void run(const Job<T>* job, int64_t b, int64_t k) {
     const Image<A>& image = job->images[b];
+    for_each_tie(*job, image, k, [&](const Block<A>& block, int64_t j, int64_t i) {
+      int64_t* idx = job->matched_idxs + b * job->num_anchors + i;
+      if (__atomic_load_n(idx, __ATOMIC_RELAXED) < 0) {
+        const A best = job->matched_ious[b * job->num_anchors + i];
+        __atomic_store_n(idx, own_best(image, block.box(j), block.area[j], best), __ATOMIC_RELAXED);
+      }
+      return true;
+    });
+  }
+
+  // Calls body(block, place in the block, anchor) for the anchors that tie with the highest quality
+  // of ground truth k, in their order, for as long as it returns true.
+  template <class Body>
+  static void for_each_tie(const Job<T>& job, const Image<A>& image, int64_t k, const Body& body) {
     const Truth<A>& truth = image.truths[k];
     const Highest& highest = image.highest[k];
     const bits_t<A> wanted = static_cast<bits_t<A>>(highest.quality.load());
     const int64_t first = static_cast<int64_t>(~highest.first.load() & kBlockMask);
     const int64_t last = static_cast<int64_t>(highest.last.load() & kBlockMask);
     for (int64_t number = first; number <= last; ++number) {
-      const int64_t begin = number * kBlock, count = std::min(kBlock, job->num_anchors - begin);
+      const int64_t begin = number * kBlock, count = std::min(kBlock, job.num_anchors - begin);
       Block<A> block;
-      block.load_from(job->anchors + 4 * begin, count);
+      block.load_from(job.anchors + 4 * begin, count);
       if (!block.touches(truth.box)) continue;
       bool tie[kBlock];
       for (int64_t j = 0; j < kBlock; ++j) {
@@ -222,11 +119,7 @@ struct RestoreTies {
         tie[j] = to_bits(match_quality(inter, block.area[j], truth.area)) == wanted;
       }
       for (int64_t j = 0; j < count; ++j) {
-        if (!tie[j]) continue;
-        int64_t* idx = job->matched_idxs + b * job->num_anchors + begin + j;
-        if (__atomic_load_n(idx, __ATOMIC_RELAXED) >= 0) continue;
-        const A best = job->matched_ious[b * job->num_anchors + begin + j];
-        __atomic_store_n(idx, own_best(image, block.box(j), block.area[j], best), __ATOMIC_RELAXED);
+        if (tie[j] && !body(block, j, begin + j)) return;
       }
     }
   }
@@ -242,6 +135,63 @@ struct RestoreTies {
     return kBackground;  // cannot happen: the first pass found one
   }
 };
+
+// The rule of SSD: the first anchor with the highest quality of ground truth k, for the ground
+// truths that any anchor overlaps.
+template <class T>
+struct FindBestAnchor {
+  static void run(const Job<T>* job, int64_t b, int64_t k, int64_t* best_anchor) {
+    const Image<acc_t<T>>& image = job->images[b];
+    *best_anchor = -1;
+    if (image.highest[k].quality.load() == 0) return;
+    RestoreTies<T>::for_each_tie(*job, image, k, [&](const auto&, int64_t, int64_t i) {
+      *best_anchor = i;
+      return false;
+    });
+  }
+};
+
+template <class T>
+void give_best_anchors(const Job<T>& job, int64_t num_images) {
+  std::vector<int64_t> best_anchors;
+  for (int64_t b = 0; b < num_images; ++b) {
+    const Image<acc_t<T>>& image = job.images[b];
+    best_anchors.resize(image.num_truths);
+    parallel_for(image.num_truths, 8, [&](int64_t begin, int64_t end) {
+      for (int64_t k = begin; k < end; ++k)
+        run_on_best_isa<FindBestAnchor<T>>(&job, b, k, best_anchors.data() + k);
+    });
+    // One after the other: of several with one best anchor the last gets it.
+    for (int64_t k = 0; k < image.num_truths; ++k) {
+      if (best_anchors[k] >= 0)
+        job.matched_idxs[b * job.num_anchors + best_anchors[k]] = image.truths[k].index;
+    }
+  }
+}
+
+// The low-quality rule for all images.
+template <class T>
+void restore_low_quality(const Job<T>& job, int64_t num_images, int64_t blocks) {
+  using A = acc_t<T>;
+  for (int64_t b = 0; b < num_images; ++b) {
+    const Image<A>& image = job.images[b];
+    // A ground truth whose highest quality is 0 ties with every anchor: all get their best back.
+    const bool all_tie =
+        std::any_of(image.highest, image.highest + image.num_truths,
+                    [](const Highest& highest) { return highest.quality.load() == 0; });
+    if (all_tie) {
+      const A none = -std::numeric_limits<A>::infinity();
+      parallel_for(blocks, 8, [&](int64_t begin, int64_t end) {
+        for (int64_t block = begin; block < end; ++block)
+          run_on_best_isa<MatchBlock<T>>(&job, block, b, b + 1, none, none, false);
+      });
+    } else {
+      parallel_for(image.num_truths, 8, [&](int64_t begin, int64_t end) {
+        for (int64_t k = begin; k < end; ++k) run_on_best_isa<RestoreTies<T>>(&job, b, k);
+      });
+    }
+  }
+}
 
 // The ground truths that take part, sorted into those to match and those to ignore.
 template <class T>
@@ -286,8 +236,8 @@ void match_anchors(int64_t num_images, int64_t num_anchors, int64_t num_gt, cons
                    MatchParams params, int64_t* matched_idxs, acc_t<T>* matched_ious) {
   using A = acc_t<T>;
   if (num_images == 0 || num_anchors == 0) return;
-  const bool low_quality = params.allow_low_quality_matches;
-  const Truths<T> truths(num_images, num_gt, gt_boxes, gt_ignored, offsets, low_quality);
+  const bool need_highest = params.need_highest();
+  const Truths<T> truths(num_images, num_gt, gt_boxes, gt_ignored, offsets, need_highest);
   const Job<T> job{anchors, num_anchors, truths.images.data(), matched_idxs, matched_ious};
   const int64_t blocks = (num_anchors + kBlock - 1) / kBlock;
   const A fg = static_cast<A>(params.fg_iou_threshold);
@@ -299,28 +249,11 @@ void match_anchors(int64_t num_images, int64_t num_anchors, int64_t num_gt, cons
     for (int64_t task = begin; task < end; ++task) {
       const int64_t image = task / blocks * together;
       run_on_best_isa<MatchBlock<T>>(&job, task % blocks, image, image + together, fg, bg,
-                                     low_quality);
+                                     need_highest);
     }
   });
-  if (!low_quality) return;
-  for (int64_t b = 0; b < num_images; ++b) {
-    const Image<A>& image = truths.images[b];
-    // A ground truth whose highest quality is 0 ties with every anchor: all get their best back.
-    const bool all_tie =
-        std::any_of(image.highest, image.highest + image.num_truths,
-                    [](const Highest& highest) { return highest.quality.load() == 0; });
-    if (all_tie) {
-      const A none = -std::numeric_limits<A>::infinity();
-      parallel_for(blocks, 8, [&](int64_t begin, int64_t end) {
-        for (int64_t block = begin; block < end; ++block)
-          run_on_best_isa<MatchBlock<T>>(&job, block, b, b + 1, none, none, false);
-      });
-    } else {
-      parallel_for(image.num_truths, 8, [&](int64_t begin, int64_t end) {
-        for (int64_t k = begin; k < end; ++k) run_on_best_isa<RestoreTies<T>>(&job, b, k);
-      });
-    }
-  }
+  if (params.allow_low_quality_matches) restore_low_quality(job, num_images, blocks);
+  if (params.best_anchor_for_each_gt) give_best_anchors(job, num_images);
 }
 
 template void match_anchors(int64_t, int64_t, int64_t, const float*, const float*, const bool*,

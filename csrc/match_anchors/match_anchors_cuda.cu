@@ -144,13 +144,20 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Matches each anchor in each image. `highest` is null where low-quality matches are not allowed.
+// Notes in `best` the first anchor, by its distance from the last, as zeros stand for none.
+__device__ inline void note_anchor(unsigned long long* best, int64_t i, int64_t num_anchors) {
+  atomicMax(best, static_cast<unsigned long long>(num_anchors - i));
+}
+
+// Matches each anchor in each image. `highest` is null where neither low-quality matches nor best
+// anchors are asked for, `best_anchors` [num_gt], zeros at first, where the latter are not.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     match_anchors_kernel(int64_t num_images, int64_t num_anchors, int64_t num_gt, const T* anchors,
                          const T* gt_boxes, const bool* gt_ignored, const int64_t* offsets,
                          acc_t<T> fg_iou_threshold, acc_t<T> bg_iou_threshold,
-                         const bits_t<acc_t<T>>* highest, int64_t* matched_idxs,
+                         const bits_t<acc_t<T>>* highest, bool restore,
+                         unsigned long long* best_anchors, int64_t* matched_idxs,
                          acc_t<T>* matched_ious) {
   using A = acc_t<T>;
   __shared__ Tile<A> tile;
@@ -161,18 +168,19 @@ __global__ void __launch_bounds__(kThreads)
     const Anchor<A> anchor = load_anchor(anchors, i, num_anchors);
     const Range range = range_of(offsets, b, num_gt);
     A best = A(0);
-    int64_t argmax = -1;
+    int argmax = -1;
     bool restored = false, in_crowd = false;
     for (int64_t begin = range.begin; begin < range.end; begin += kTile) {
       const int count = static_cast<int>(min_of<int64_t>(kTile, range.end - begin));
       load_tile<T>(tile, gt_boxes, gt_ignored, highest, begin, count);
+#pragma unroll 4
       for (int k = 0; k < count; ++k) {
         const Kind kind = tile.kind[k];
         if (kind == kUnused) continue;
         if (kind == kMatched) {
           // Until something overlaps, the best is the first ground truth, with 0. One that no
           // anchor overlaps ties with all of them.
-          if (argmax < 0) argmax = begin - range.begin + k;
+          if (argmax < 0) argmax = static_cast<int>(begin - range.begin) + k;
           if (highest != nullptr && tile.highest[k] == 0) restored = true;
         }
         const A inter = intersection(anchor.box, tile.box[k]);
@@ -184,24 +192,54 @@ __global__ void __launch_bounds__(kThreads)
         const A quality = match_quality(inter, anchor.area, tile.area[k]);
         if (quality > best) {
           best = quality;
-          argmax = begin - range.begin + k;
+          argmax = static_cast<int>(begin - range.begin) + k;
         }
-        if (highest != nullptr && to_bits(quality) == tile.highest[k]) restored = true;
+        if (highest != nullptr && to_bits(quality) == tile.highest[k]) {
+          restored = true;
+          if (best_anchors != nullptr && quality > A(0))
+            note_anchor(best_anchors + begin + k, i, num_anchors);
+        }
       }
     }
     if (!anchor.exists) continue;
     int64_t idx = decide_match(best, argmax, fg_iou_threshold, bg_iou_threshold);
     if (idx < 0 && in_crowd) idx = kIgnored;
-    if (idx < 0 && restored) idx = argmax;
+    if (idx < 0 && restored && restore) idx = argmax;
     matched_idxs[b * num_anchors + i] = anchor.valid ? idx : kBackground;
     matched_ious[b * num_anchors + i] = best;
+  }
+}
+
+// The rule of SSD: each ground truth gets its best anchor, the last of those with the same one. A
+// block an image.
+__global__ void __launch_bounds__(kThreads)
+    give_best_anchors_kernel(int64_t num_images, int64_t num_anchors, int64_t num_gt,
+                             const int64_t* offsets, const unsigned long long* best_anchors,
+                             int64_t* matched_idxs) {
+  for (int64_t b = blockIdx.x; b < num_images; b += gridDim.x) {
+    const Range range = range_of(offsets, b, num_gt);
+    for (int pass = 0; pass < 2; ++pass) {
+      for (int64_t g = range.begin + threadIdx.x; g < range.end; g += kThreads) {
+        if (best_anchors[g] == 0) continue;
+        const int64_t i = num_anchors - static_cast<int64_t>(best_anchors[g]);
+        int64_t* idx = matched_idxs + b * num_anchors + i;
+        if (pass == 0) {
+          atomicExch(reinterpret_cast<unsigned long long*>(idx), 0ull);
+        } else {
+          atomicMax(reinterpret_cast<unsigned long long*>(idx),
+                    static_cast<unsigned long long>(g - range.begin));
+        }
+      }
+      __syncthreads();
+    }
   }
 }
 
 }  // namespace
 
 int64_t match_anchors_workspace_bytes(int64_t num_gt, MatchParams params) {
-  return params.allow_low_quality_matches ? num_gt * static_cast<int64_t>(sizeof(double)) : 0;
+  const int64_t arrays = params.need_highest() + params.best_anchor_for_each_gt;
+  return arrays * num_gt * static_cast<int64_t>(sizeof(double));
 }
 
 template <class T>
@@ -214,16 +252,25 @@ const char* match_anchors(int64_t num_images, int64_t num_anchors, int64_t num_g
   if (pieces == 0) return nullptr;
   const unsigned int grid = grid_size(pieces, 1);
   bits_t<A>* highest = nullptr;
-  if (params.allow_low_quality_matches && num_gt > 0) {
+  unsigned long long* best_anchors = nullptr;
+  if (params.need_highest() && num_gt > 0) {
     highest = static_cast<bits_t<A>*>(workspace);
-    const cudaError_t error = cudaMemsetAsync(highest, 0, num_gt * sizeof(bits_t<A>), stream);
+    if (params.best_anchor_for_each_gt)
+      best_anchors = static_cast<unsigned long long*>(workspace) + num_gt;
+    const cudaError_t error =
+        cudaMemsetAsync(workspace, 0, match_anchors_workspace_bytes(num_gt, params), stream);
     if (error != cudaSuccess) return cudaGetErrorString(error);
     launch(highest_quality_kernel<T>, grid, kThreads, 0, stream, num_images, num_anchors, num_gt,
            anchors, gt_boxes, gt_ignored, offsets, highest);
   }
   launch(match_anchors_kernel<T>, grid, kThreads, 0, stream, num_images, num_anchors, num_gt,
          anchors, gt_boxes, gt_ignored, offsets, static_cast<A>(params.fg_iou_threshold),
-         static_cast<A>(params.bg_iou_threshold), highest, matched_idxs, matched_ious);
+         static_cast<A>(params.bg_iou_threshold), highest, params.allow_low_quality_matches,
+         best_anchors, matched_idxs, matched_ious);
+  if (best_anchors != nullptr) {
+    launch(give_best_anchors_kernel, grid_size(num_images, 1), kThreads, 0, stream, num_images,
+           num_anchors, num_gt, offsets, best_anchors, matched_idxs);
+  }
   return launch_error();
 }
 

@@ -53,14 +53,13 @@ void check_offsets(const int64_t* offsets, int64_t num_images, int64_t num_gt) {
 
 // anchors [A, 4], gt_boxes [G, 4], gt_ignored [G], offsets [B + 1]
 // -> matched_idxs and matched_ious [A], or [B, A] with offsets
-std::tuple<at::Tensor, at::Tensor> match_anchors(const at::Tensor& anchors,
-                                                 const at::Tensor& gt_boxes,
-                                                 double fg_iou_threshold, double bg_iou_threshold,
-                                                 bool allow_low_quality_matches,
-                                                 const std::optional<at::Tensor>& gt_ignored,
-                                                 const std::optional<at::Tensor>& offsets) {
+std::tuple<at::Tensor, at::Tensor> match_anchors(
+    const at::Tensor& anchors, const at::Tensor& gt_boxes, double fg_iou_threshold,
+    double bg_iou_threshold, bool allow_low_quality_matches, bool best_anchor_for_each_gt,
+    const std::optional<at::Tensor>& gt_ignored, const std::optional<at::Tensor>& offsets) {
   check_inputs(anchors, gt_boxes, gt_ignored, offsets);
-  const MatchParams params{fg_iou_threshold, bg_iou_threshold, allow_low_quality_matches};
+  const MatchParams params{fg_iou_threshold, bg_iou_threshold, allow_low_quality_matches,
+                           best_anchor_for_each_gt};
   const int64_t num_anchors = anchors.size(0), num_gt = gt_boxes.size(0);
   const int64_t num_images = offsets.has_value() ? offsets->size(0) - 1 : 1;
   const at::Tensor a = anchors.contiguous(), gt = gt_boxes.contiguous();

@@ -42,6 +42,7 @@ def _fake(
     fg_iou_threshold: float,
     bg_iou_threshold: float,
     allow_low_quality_matches: bool,
+    best_anchor_for_each_gt: bool,
     gt_ignored: Tensor | None,
     offsets: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
@@ -54,8 +55,8 @@ def _fake(
 
 _match_anchors = define(
     "match_anchors(Tensor anchors, Tensor gt_boxes, float fg_iou_threshold, "
-    "float bg_iou_threshold, bool allow_low_quality_matches, Tensor? gt_ignored, "
-    "Tensor? offsets) -> (Tensor, Tensor)",
+    "float bg_iou_threshold, bool allow_low_quality_matches, bool best_anchor_for_each_gt, "
+    "Tensor? gt_ignored, Tensor? offsets) -> (Tensor, Tensor)",
     fake=_fake,
     differentiable=False,
     autocast=torch.float32,
@@ -69,6 +70,7 @@ def match_anchors(
     bg_iou_threshold: float,
     allow_low_quality_matches: bool = False,
     *,
+    best_anchor_for_each_gt: bool = False,
     gt_ignored: Tensor | None = None,
     offsets: Tensor | None = None,
 ) -> AnchorMatches:
@@ -94,6 +96,11 @@ def match_anchors(
             their IoU, where for *some* ground truth no anchor has a higher IoU than it has. A
             ground truth that no anchor overlaps ties with all anchors at 0, so then every anchor
             gets its best ground truth, as in torchvision; a box without area is of that kind.
+        best_anchor_for_each_gt: The rule of SSD: each ground truth also gets the anchor that
+            overlaps it most (the first, where several tie), however low their IoU and whatever else
+            that anchor had; of ground truths with the same best anchor the last gets it, as with
+            torchvision's ``SSDMatcher``. One that no anchor overlaps gets none. SSD has both
+            thresholds at 0.5.
         gt_ignored: [G] bool. True for a box (a crowd) that is never matched; an anchor that is not
             foreground gets IGNORED where at least half of the anchor's own area lies in such a box.
         offsets: [B + 1] int64, rising from 0 to G: image b has the rows offsets[b] to
@@ -116,7 +123,8 @@ def match_anchors(
             offsets on the CPU that do not rise from 0 to G.
 
     No gradient flows through either result. Source: the matching of anchors in Faster R-CNN (Ren et
-    al., 2015, section 3.1.2), in RetinaNet with 0.5 and 0.4 (Lin et al., 2017, section 4).
+    al., 2015, section 3.1.2), in RetinaNet with 0.5 and 0.4 (Lin et al., 2017, section 4), in SSD
+    (Liu et al., 2016, section 2.2, "Matching strategy").
     """
     op = "match_anchors"
     check_boxes(op, "anchors", anchors, "[A, 4]")
@@ -152,6 +160,7 @@ def match_anchors(
         fg_iou_threshold,
         bg_iou_threshold,
         allow_low_quality_matches,
+        best_anchor_for_each_gt,
         gt_ignored,
         offsets,
     )

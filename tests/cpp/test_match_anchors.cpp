@@ -76,12 +76,18 @@ void match_all_pairs(const std::vector<T>& anchors, const std::vector<T>& gt, co
     matches->idxs.push_back(pydet::has_nan(anchor) ? -1 : idx);
     matches->ious.push_back(best);
   }
+  int64_t* idxs = matches->idxs.data() + matches->idxs.size() - num_anchors;
+  for (int64_t k = 0; k < count && params.best_anchor_for_each_gt; ++k) {
+    int64_t i = 0;
+    while (i < num_anchors && matrix[i * count + k] != highest[k]) ++i;
+    if (takes_part(k) && highest[k] > 0) idxs[i] = k;
+  }
 }
 
 template <class T>
-void test(int64_t num_anchors, const std::vector<int64_t>& offsets, bool low_quality, bool nan) {
+void test(int64_t num_anchors, const std::vector<int64_t>& offsets, int rules, bool nan) {
   const int64_t num_images = static_cast<int64_t>(offsets.size()) - 1, num_gt = offsets.back();
-  const pydet::MatchParams params{0.5, 0.4, low_quality};
+  const pydet::MatchParams params{0.5, 0.4, (rules & 1) != 0, (rules & 2) != 0};
   std::vector<T> anchors = random_boxes<T>(num_anchors, 1), gt = random_boxes<T>(num_gt, 2);
   const std::unique_ptr<bool[]> ignored(new bool[num_gt + 1]);
   for (int64_t g = 0; g < num_gt; ++g) ignored[g] = g % 11 == 3;
@@ -113,12 +119,12 @@ void test(int64_t num_anchors, const std::vector<int64_t>& offsets, bool low_qua
 // Offsets that do not fit read nothing outside of the ground truth.
 void test_offsets() {
   const std::vector<float> boxes = random_boxes<float>(9, 3);
-  const pydet::MatchParams params{0.5, 0.4, true};
+  const pydet::MatchParams params{0.5, 0.4, true, true};
   constexpr int64_t kMost = std::numeric_limits<int64_t>::max();
   for (const std::vector<int64_t>& offsets :
        {std::vector<int64_t>{0, kMost}, {-kMost, 3}, {7, 2}, {kMost, kMost}, {-9, -1}}) {
     Matches<float> cpu{std::vector<int64_t>(9), std::vector<float>(9)}, cuda = cpu;
-    std::vector<double> workspace(9);
+    std::vector<double> workspace(18);
     pydet::cpu::match_anchors(1, 9, 9, boxes.data(), boxes.data(), nullptr, offsets.data(), params,
                               cpu.idxs.data(), cpu.ious.data());
     CHECK(pydet::cuda::match_anchors(1, 9, 9, boxes.data(), boxes.data(), nullptr, offsets.data(),
@@ -130,21 +136,22 @@ void test_offsets() {
 
 }  // namespace
 
+// Which of the two rules beside the thresholds hold: low-quality matches 1, best anchors 2.
 int main() {
-  for (const bool low_quality : {false, true}) {
+  for (const int rules : {0, 1, 2, 3}) {
     for (const bool nan : {false, true}) {
       for (int64_t num_anchors : {0, 1, 127, 256, 385}) {
-        test<float>(num_anchors, {0, 0}, low_quality, nan);
-        test<float>(num_anchors, {0, 40}, low_quality, nan);
-        test<float>(num_anchors, {0, 3, 3, 20}, low_quality, nan);
-        test<double>(num_anchors, {0, 1, 12}, low_quality, nan);
+        test<float>(num_anchors, {0, 0}, rules, nan);
+        test<float>(num_anchors, {0, 40}, rules, nan);
+        test<float>(num_anchors, {0, 3, 3, 20}, rules, nan);
+        test<double>(num_anchors, {0, 1, 12}, rules, nan);
       }
     }
-    test<float>(40, {0, 255, 512, 770}, low_quality, true);  // around the size of a tile
+    test<float>(40, {0, 255, 512, 770}, rules, true);  // around the size of a tile
   }
   // Enough blocks that the CPU kernel loads each once for all images.
   const int64_t many = 128 * 8 * std::max(1u, std::thread::hardware_concurrency()) + 3;
-  test<float>(std::min<int64_t>(many, 1 << 16), {0, 1, 3}, true, true);
+  test<float>(std::min<int64_t>(many, 1 << 16), {0, 1, 3}, 3, true);
   test_offsets();
   return check::result();
 }

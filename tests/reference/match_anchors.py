@@ -33,7 +33,14 @@ def has_nan(box):
 
 
 def match_anchors(
-    anchors, gt_boxes, fg_threshold, bg_threshold, low_quality, ignored=None, number=float
+    anchors,
+    gt_boxes,
+    fg_threshold,
+    bg_threshold,
+    low_quality,
+    ignored=None,
+    number=float,
+    best_anchors=False,
 ):
     """Lists matched_idxs and matched_ious of anchors [A][4] with the ground truth [G][4]."""
     anchors = [[number(c) for c in box] for box in anchors]
@@ -65,6 +72,11 @@ def match_anchors(
             idxs.append(IGNORED)
         else:
             idxs.append(BACKGROUND)
+    if best_anchors:  # SSD: each ground truth gets the first of its best anchors
+        for k, g in enumerate(usable):
+            column = [row[k] for row in table]
+            if highest[k] > 0:
+                idxs[column.index(highest[k])] = g
     return idxs, ious
 
 
