@@ -40,11 +40,11 @@ def _eager(
     return loss.sum() if reduction == "sum" else loss
 
 
-def _forward(loss: Loss, inputs: Tensor, targets: Tensor, reduction: str) -> Callable[[], Tensor]:
+def forward(loss: Loss, inputs: Tensor, targets: Tensor, reduction: str) -> Callable[[], Tensor]:
     return lambda: loss(inputs, targets, reduction=reduction)
 
 
-def _gradient(loss: Loss, inputs: Tensor, targets: Tensor, _: str) -> Callable[[], Tensor]:
+def gradient(loss: Loss, inputs: Tensor, targets: Tensor, _: str) -> Callable[[], Tensor]:
     leaf = inputs.detach().clone().requires_grad_()
 
     def call() -> Tensor:
@@ -53,7 +53,7 @@ def _gradient(loss: Loss, inputs: Tensor, targets: Tensor, _: str) -> Callable[[
     return call
 
 
-def _check(ours: Tensor, eager: Tensor) -> None:
+def check(ours: Tensor, eager: Tensor) -> None:
     # The formula adds up in the dtype and forms 1 - p_t by subtraction.
     tolerance = {torch.float32: 1e-4, torch.bfloat16: 2e-2}[ours.dtype]
     torch.testing.assert_close(ours, eager, rtol=tolerance, atol=tolerance * 1e-2)
@@ -74,9 +74,9 @@ def cases(device: torch.device) -> Iterator[Case]:
         for form, targets in (("dense", dense), ("labels", labels)):
             read = num_bytes(inputs, targets)
             for name, make, reduction, moved in (
-                ("sum", _forward, "sum", read),
-                ("none", _forward, "none", read + num_bytes(inputs)),
-                ("sum and gradient", _gradient, "sum", 2 * read + num_bytes(inputs)),
+                ("sum", forward, "sum", read),
+                ("none", forward, "none", read + num_bytes(inputs)),
+                ("sum and gradient", gradient, "sum", 2 * read + num_bytes(inputs)),
             ):
                 yield Case(
                     name=f"{name}, {form}, {size}",
@@ -88,5 +88,5 @@ def cases(device: torch.device) -> Iterator[Case]:
                         )
                     ),
                     num_bytes=moved,
-                    check=_check,
+                    check=check,
                 )

@@ -16,12 +16,15 @@ void bind_box_iou(pybind11::module_& m);
 void bind_box_loss(pybind11::module_& m);
 void bind_boxes(pybind11::module_& m);
 void bind_focal_loss(pybind11::module_& m);
+void bind_heatmap_focal_loss(pybind11::module_& m);
 void bind_match_anchors(pybind11::module_& m);
 void bind_matrix_nms(pybind11::module_& m);
 void bind_nms(pybind11::module_& m);
 void bind_roi_align(pybind11::module_& m);
 void bind_roi_pool(pybind11::module_& m);
 void bind_soft_nms(pybind11::module_& m);
+void bind_softmax_focal_loss(pybind11::module_& m);
+void bind_varifocal_loss(pybind11::module_& m);
 void bind_weighted_boxes_fusion(pybind11::module_& m);
 
 }  // namespace pydet
@@ -42,11 +45,14 @@ PYBIND11_MODULE(_C, m) {
   pydet::bind_box_loss(m);
   pydet::bind_boxes(m);
   pydet::bind_focal_loss(m);
+  pydet::bind_heatmap_focal_loss(m);
   pydet::bind_match_anchors(m);
   pydet::bind_matrix_nms(m);
   pydet::bind_nms(m);
   pydet::bind_roi_align(m);
   pydet::bind_roi_pool(m);
   pydet::bind_soft_nms(m);
+  pydet::bind_softmax_focal_loss(m);
+  pydet::bind_varifocal_loss(m);
   pydet::bind_weighted_boxes_fusion(m);
 }

@@ -3,8 +3,12 @@
 // equations 4 and 5) of one logit, each function beside its gradient. All are evaluated by e =
 // exp(-|x|) <= 1, so nothing overflows: with r = 1 / (1 + e) the two sides of the sigmoid are r and
 // e r, and log(1 + exp(-|x|)) = log1p(e).
+//
+// A loss is written once, as a struct with a formula over any number type: its value and its first
+// derivatives by the logit and by the target. On dual numbers these give the second derivatives.
 #pragma once
 
+#include "common/dual.h"
 #include "common/host_device.h"
 #include "common/math.h"
 #include "common/scalar.h"
@@ -20,8 +24,8 @@ struct Power {
   A value, less_one;
 };
 
-// `log_base` is only read where gamma is none of the special ones. 0^gamma is 0, or 1 for gamma =
-// 0; the infinite slope of gamma < 1 at 0 is taken as 0.
+// `log_base` is only read where gamma is none of the special ones. 0^0 is 1; what is infinite at
+// base 0, the slope of gamma < 1, is taken as 0.
 template <int kGamma, class A>
 PYDET_HOST_DEVICE Power<A> power(A base, A log_base, A gamma) {
   if (kGamma == 0) return {A(1), A(0)};
@@ -29,7 +33,19 @@ PYDET_HOST_DEVICE Power<A> power(A base, A log_base, A gamma) {
   if (kGamma == 2) return {base * base, base};
   // Bounded, so that 0 times it is not 0 * infinity.
   const A value = exp_of_negative(gamma * max_of(A(-1e30), log_base));
-  return {value, base > A(0) ? value / base : A(0)};
+  return {value, base > A(0) ? value / base : A(gamma == A(1) ? 1 : 0)};
+}
+
+// The tangents come from that of the base alone: the logarithm may be that of a hard target, where
+// it is known without the base. base' / base stays in range where base^(gamma - 2) does not.
+template <int kGamma, class A>
+PYDET_HOST_DEVICE Power<Dual<A>> power(Dual<A> base, Dual<A> log_base, Dual<A> gamma) {
+  const A exponent = kGamma == kAnyGamma ? gamma.value : A(kGamma);
+  const Power<A> p = power<kGamma>(base.value, log_base.value, gamma.value);
+  const A at_zero = exponent == A(2) ? base.tangent : A(0);
+  const A slope =
+      base.value > A(0) ? (exponent - A(1)) * p.less_one * (base.tangent / base.value) : at_zero;
+  return {{p.value, exponent * p.less_one * base.tangent}, {p.less_one, slope}};
 }
 
 template <class A>
@@ -53,6 +69,17 @@ PYDET_HOST_DEVICE Sigmoid<A> sigmoid(A x) {
 template <class A>
 PYDET_HOST_DEVICE A bounded(A magnitude) {
   return min_of(A(1000), magnitude);  // in this order a NaN stays
+}
+
+// |x| times the share of it that counts, where a share of 0 of an infinite |x| is 0.
+template <class A>
+PYDET_HOST_DEVICE A share_of(A magnitude, A share) {
+  return share == A(0) ? A(0) : magnitude * share;
+}
+template <class A>
+PYDET_HOST_DEVICE Dual<A> share_of(Dual<A> magnitude, Dual<A> share) {
+  return {share_of(magnitude.value, share.value),
+          magnitude.tangent * share.value + share_of(magnitude.value, share.tangent)};
 }
 
 // The loss of a negative: sigmoid(x)^gamma softplus(x), without alpha. That of a positive is the
@@ -109,7 +136,7 @@ PYDET_HOST_DEVICE FocalTerms<A> focal_terms(A x, A t, A gamma, const FocalWeight
   f.wrong = f.below ? t : other;
   const A right = f.below ? other : t;
   f.base = f.s.large * f.wrong + f.s.small * right;
-  f.ce = (f.wrong == A(0) ? A(0) : f.s.magnitude * f.wrong) + f.s.log1p_e;
+  f.ce = share_of(f.s.magnitude, f.wrong) + f.s.log1p_e;
   f.alpha_t = weights.negative + t * (weights.positive - weights.negative);
   A log_base = A(0);
   if (kGamma == kAnyGamma) {
@@ -148,5 +175,124 @@ PYDET_HOST_DEVICE A focal_soft_backward_target(A x, A t, A gamma, const FocalWei
   return (weights.positive - weights.negative) * (f.power_of_base.value * f.ce) +
          f.alpha_t * (gamma * f.power_of_base.less_one * slope * f.ce - f.power_of_base.value * x);
 }
+
+// The focal loss of a soft target, as a formula of common/loss.h.
+template <int kGamma>
+struct SoftFocal {
+  static constexpr bool kLabels = false;
+
+  template <class A>
+  struct Formula {
+    FocalWeights<A> weights;
+    A gamma;
+
+    PYDET_HOST_DEVICE Formula(double alpha, double gamma)
+        : weights(focal_weights<A>(alpha)), gamma(A(gamma)) {}
+    PYDET_HOST_DEVICE A value(A x, A t) const { return focal_soft<kGamma>(x, t, gamma, weights); }
+    PYDET_HOST_DEVICE A by_input(A x, A t) const {
+      return focal_soft_backward<kGamma>(x, t, gamma, weights);
+    }
+    PYDET_HOST_DEVICE A by_target(A x, A t) const {
+      return focal_soft_backward_target<kGamma>(x, t, gamma, weights);
+    }
+  };
+};
+
+// The same of a target that is 0 or 1, from a label: less to compute, and no gradient of it.
+template <int kGamma>
+struct HardFocal {
+  static constexpr bool kLabels = true;
+
+  template <class A>
+  struct Formula {
+    FocalWeights<A> weights;
+    A gamma;
+
+    PYDET_HOST_DEVICE Formula(double alpha, double gamma)
+        : weights(focal_weights<A>(alpha)), gamma(A(gamma)) {}
+    PYDET_HOST_DEVICE A value(A x, A t) const {
+      const bool positive = t != A(0);
+      const A loss = focal_negative<kGamma>(positive ? -x : x, gamma);
+      return (positive ? weights.positive : weights.negative) * loss;
+    }
+    PYDET_HOST_DEVICE A by_input(A x, A t) const {
+      const bool positive = t != A(0);
+      const A slope = focal_negative_backward<kGamma>(positive ? -x : x, gamma);
+      return (positive ? -weights.positive : weights.negative) * slope;
+    }
+    PYDET_HOST_DEVICE A by_target(A, A) const { return A(0); }
+  };
+};
+
+// Varifocal loss (Zhang et al., VarifocalNet, arXiv:2008.13367, equation 2): of a target q > 0
+// q times the cross entropy, of q = 0 alpha times the focal loss of a negative.
+template <int kGamma>
+struct Varifocal {
+  static constexpr bool kLabels = false;
+
+  template <class A>
+  struct Formula {
+    A alpha, gamma;
+
+    PYDET_HOST_DEVICE Formula(double alpha, double gamma) : alpha(A(alpha)), gamma(A(gamma)) {}
+    PYDET_HOST_DEVICE A value(A x, A t) const {
+      const A negative = alpha * focal_negative<kGamma>(x, gamma);
+      return t == A(0) ? negative : t * cross_entropy(x, t);
+    }
+    PYDET_HOST_DEVICE A by_input(A x, A t) const {
+      const Sigmoid<A> s = sigmoid(x);
+      const A p = x < A(0) ? s.small : s.large;
+      const A negative = alpha * focal_negative_backward<kGamma>(x, gamma);
+      return t == A(0) ? negative : t * (p - t);
+    }
+    // d ce = -x; the step at q = 0 is left out.
+    PYDET_HOST_DEVICE A by_target(A x, A t) const {
+      return t == A(0) ? A(0) : cross_entropy(x, t) - t * x;
+    }
+
+   private:
+    PYDET_HOST_DEVICE static A cross_entropy(A x, A t) {
+      const Sigmoid<A> s = sigmoid(x);
+      return share_of(s.magnitude, x < A(0) ? t : A(1) - t) + s.log1p_e;
+    }
+  };
+};
+
+// Penalty-reduced focal loss of heatmaps (Zhou et al., Objects as Points, arXiv:1904.07850,
+// equation 1; Law and Deng, CornerNet, arXiv:1808.01244, equation 1): a target of 1 is a positive,
+// any other a negative of weight (1 - t)^beta. kGamma = 2 stands for alpha = 2 and beta = 4.
+template <int kGamma>
+struct HeatmapFocal {
+  static constexpr bool kLabels = false;
+
+  template <class A>
+  struct Formula {
+    A alpha, beta;
+
+    PYDET_HOST_DEVICE Formula(double alpha, double beta) : alpha(A(alpha)), beta(A(beta)) {}
+    PYDET_HOST_DEVICE A value(A x, A t) const {
+      const bool peak = t == A(1);
+      const A loss = focal_negative<kGamma>(peak ? -x : x, alpha);
+      return peak ? loss : weight(t).value * loss;
+    }
+    PYDET_HOST_DEVICE A by_input(A x, A t) const {
+      const bool peak = t == A(1);
+      const A slope = focal_negative_backward<kGamma>(peak ? -x : x, alpha);
+      return peak ? -slope : weight(t).value * slope;
+    }
+    // The step at t = 1 is left out.
+    PYDET_HOST_DEVICE A by_target(A x, A t) const {
+      const A slope = -beta * weight(t).less_one * focal_negative<kGamma>(x, alpha);
+      return t == A(1) ? A(0) : slope;
+    }
+
+   private:
+    PYDET_HOST_DEVICE Power<A> weight(A t) const {
+      const A rest = A(1) - t, square = rest * rest;
+      if (kGamma == 2) return {square * square, square * rest};
+      return power<kAnyGamma>(rest, log_of_fraction(rest), beta);
+    }
+  };
+};
 
 }  // namespace pydet

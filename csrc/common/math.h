@@ -97,7 +97,7 @@ PYDET_HOST_DEVICE float log1p_of_fraction(float x) {
 }
 PYDET_HOST_DEVICE double log1p_of_fraction(double x) { return log1p(x); }
 
-// log(x) for x in [0, 1]; for 0 and subnormal numbers some number below -87. NaN for NaN and below
+// log(x) for x >= 0; for 0 and subnormal numbers some number below -87. NaN for NaN and below
 // 0.
 PYDET_HOST_DEVICE float log_of_fraction(float x) {
 #if defined(__CUDA_ARCH__)

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The only header with torch in it: what <op>_torch.cpp needs to turn tensors into pointers. It
-// includes single ATen headers, because torch/extension.h alone takes half a minute to compile.
+// Besides loss_glue.h the only header with torch in it: what <op>_torch.cpp needs to turn tensors
+// into pointers. It includes single ATen headers, because torch/extension.h alone takes half a
+// minute to compile.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -21,6 +21,7 @@ from pydet.ops.boxes import clip_boxes_to_image as clip_boxes_to_image
 from pydet.ops.boxes import masks_to_boxes as masks_to_boxes
 from pydet.ops.boxes import remove_small_boxes as remove_small_boxes
 from pydet.ops.focal_loss import sigmoid_focal_loss as sigmoid_focal_loss
+from pydet.ops.heatmap_focal_loss import heatmap_focal_loss as heatmap_focal_loss
 from pydet.ops.match_anchors import BACKGROUND as BACKGROUND
 from pydet.ops.match_anchors import IGNORED as IGNORED
 from pydet.ops.match_anchors import AnchorMatches as AnchorMatches
@@ -35,6 +36,8 @@ from pydet.ops.roi_pool import RoIPool as RoIPool
 from pydet.ops.roi_pool import roi_pool as roi_pool
 from pydet.ops.soft_nms import batched_soft_nms as batched_soft_nms
 from pydet.ops.soft_nms import soft_nms as soft_nms
+from pydet.ops.softmax_focal_loss import softmax_focal_loss as softmax_focal_loss
+from pydet.ops.varifocal_loss import varifocal_loss as varifocal_loss
 from pydet.ops.weighted_boxes_fusion import FusedBoxes as FusedBoxes
 from pydet.ops.weighted_boxes_fusion import PaddedFusedBoxes as PaddedFusedBoxes
 from pydet.ops.weighted_boxes_fusion import weighted_boxes_fusion as weighted_boxes_fusion

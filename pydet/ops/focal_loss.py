@@ -1,61 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """Focal losses: classification losses for very many easy negatives."""
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pydet.ops._checks import (
-    FLOATING,
-    check_choice,
-    check_dtype,
-    check_number,
-    check_same_device,
-    check_same_dtype,
-    check_tensor,
-)
-from pydet.ops._library import define
-
-REDUCTIONS = ("none", "mean", "sum", "sum_per_image")
-
-
-def _fake(inputs: Tensor, targets: Tensor, alpha: float, gamma: float, reduction: str) -> Tensor:
-    if reduction == "none":
-        return inputs.new_empty(inputs.shape)
-    dtype = torch.float64 if inputs.dtype == torch.float64 else torch.float32
-    return inputs.new_empty(inputs.shape[:1] if reduction == "sum_per_image" else (), dtype=dtype)
-
-
-_sigmoid_focal_loss_backward = define(
-    "sigmoid_focal_loss_backward(Tensor grad_loss, Tensor inputs, Tensor targets, float alpha, "
-    "float gamma, str reduction, bool wrt_targets) -> Tensor",
-    fake=lambda grad_loss, inputs, *_: inputs.new_empty(inputs.shape),
+from pydet.ops._checks import check_number, check_same_device, check_same_dtype, check_tensor
+from pydet.ops._losses import (
+    ARGUMENTS,
+    BACKWARD,
+    DOUBLE_BACKWARD,
+    THREE,
+    check_inputs,
+    check_weight,
+    define_loss,
+    in_dtype_of,
 )
 
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    logits, targets, *ctx.numbers = inputs
-    ctx.save_for_backward(logits, targets)
-
-
-def _backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-    grads = [
-        _sigmoid_focal_loss_backward(grad_loss, *ctx.saved_tensors, *ctx.numbers, wrt_targets)
-        if ctx.needs_input_grad[wrt_targets]
-        else None
-        for wrt_targets in (False, True)
-    ]
-    return (*grads, None, None, None)
-
-
-_sigmoid_focal_loss = define(
-    "sigmoid_focal_loss(Tensor inputs, Tensor targets, float alpha, float gamma, str reduction)"
-    " -> Tensor",
-    fake=_fake,
-    backward=_backward,
-    save=_save,
+_sigmoid_focal_loss = define_loss(
+    f"sigmoid_focal_loss({ARGUMENTS}) -> Tensor",
+    f"sigmoid_focal_loss_backward({BACKWARD}) -> Tensor",
+    f"sigmoid_focal_loss_double_backward({DOUBLE_BACKWARD}) -> {THREE}",
 )
 
 
@@ -109,24 +75,18 @@ def sigmoid_focal_loss(
 
     Finite for logits of any finite size. An infinite logit gives 0 on the right side, infinity on
     the wrong one (the gradient is finite on both); a NaN gives NaN. Losses below 1e-38 may be 0.
-    Differentiable once, in the inputs and in floating targets; only the two are saved.
+    Differentiable twice, in the inputs and in floating targets; only the two are saved.
 
     Source: Lin et al., Focal Loss for Dense Object Detection (arXiv:1708.02002), equations 4, 5.
     The paper normalises the sum by the number of anchors assigned to a ground truth: divide it by
     that.
     """
     op = "sigmoid_focal_loss"
-    check_tensor(op, "inputs", inputs)
-    check_dtype(op, "inputs", inputs, FLOATING)
+    check_inputs(op, inputs, reduction)
     _check_targets(op, inputs, targets)
     check_number(op, "alpha", alpha, "in [0, 1], or below 0 for none", lambda a: a <= 1)
-    check_number(op, "gamma", gamma, "finite and at least 0", lambda g: 0 <= g < math.inf)
-    check_choice(op, "reduction", reduction, REDUCTIONS)
-    if reduction == "sum_per_image" and inputs.dim() == 0:
-        raise ValueError(f"{op}: inputs must have shape [B, ...] for sum_per_image, got []")
+    check_weight(op, "gamma", gamma)
     if targets.is_floating_point():
         targets = targets.to(inputs.dtype)
     loss: Tensor = _sigmoid_focal_loss(inputs, targets, alpha, gamma, reduction)
-    if torch.is_autocast_enabled(inputs.device.type):
-        return loss
-    return loss.to(inputs.dtype)
+    return in_dtype_of(inputs, loss)

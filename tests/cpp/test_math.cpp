@@ -37,6 +37,8 @@ int main() {
   const double log_error = worst_error(
       pydet::log_of_fraction, [](double x) { return std::log(x); },
       bits(std::numeric_limits<float>::min()), bits(1.0f), kStep);
+  const double large_log_error = worst_error(
+      pydet::log_of_fraction, [](double x) { return std::log(x); }, bits(1.0f), bits(3e38f), kStep);
   const double atan_error = worst_error(
       pydet::atan_of_fraction, [](double x) { return std::atan(x); },
       bits(std::numeric_limits<float>::min()), bits(1.0f), kStep);
@@ -45,6 +47,7 @@ int main() {
   CHECK(exp_error < 0x1p-22);
   CHECK(log1p_error < 0x1p-22);
   CHECK(log_error < 0x1p-22);
+  CHECK(large_log_error < 0x1p-22);
   CHECK(atan_error < 0x1p-22);
 
   CHECK(pydet::exp_of_negative(0.0f) == 1);

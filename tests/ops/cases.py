@@ -296,6 +296,24 @@ CASES: tuple[OpCase, ...] = (
     ),
     OpCase("generalized_box_iou", _two_sets, gradients=("boxes1", "boxes2"), many=700),
     OpCase("generalized_box_iou_loss", _pairs, gradients=("boxes1", "boxes2")),
+    OpCase(
+        "heatmap_focal_loss",
+        lambda size, random: {
+            "inputs": random.normal(size, 5) * 4,
+            "targets": random.uniform(size, 5, low=0.1, high=0.9),
+        },
+        gradients=("inputs", "targets"),
+    ),
+    OpCase(
+        "heatmap_focal_loss",
+        lambda size, random: {
+            "inputs": random.normal(size, 2, 3) * 4,
+            "targets": random.integers(size, 2, 3, high=2).double(),
+        },
+        variant="mean",
+        arguments={"reduction": "mean", "alpha": 1.5, "beta": 3},
+        gradients=("inputs",),
+    ),
     OpCase("iou_loss", _pairs, arguments={"reduction": "mean"}, gradients=("boxes1", "boxes2")),
     OpCase(
         "masks_to_boxes",
@@ -320,6 +338,17 @@ CASES: tuple[OpCase, ...] = (
             "fg_iou_threshold": 0.5,
             "bg_iou_threshold": 0.4,
             "allow_low_quality_matches": True,
+        },
+        tolerance=1e-6,
+    ),
+    OpCase(
+        "match_anchors",
+        _anchors_and_ground_truth,
+        variant="SSD",
+        arguments={
+            "fg_iou_threshold": 0.5,
+            "bg_iou_threshold": 0.5,
+            "best_anchor_for_each_gt": True,
         },
         tolerance=1e-6,
     ),
@@ -436,7 +465,6 @@ CASES: tuple[OpCase, ...] = (
             "targets": random.uniform(size, 5, low=0.1, high=0.9),
         },
         gradients=("inputs", "targets"),
-        second=False,
     ),
     OpCase(
         "sigmoid_focal_loss",
@@ -447,7 +475,43 @@ CASES: tuple[OpCase, ...] = (
         variant="labels",
         arguments={"reduction": "mean", "gamma": 1.5},
         gradients=("inputs",),
-        second=False,
+    ),
+    OpCase(
+        "softmax_focal_loss",
+        lambda size, random: {
+            "inputs": random.normal(size, 5) * 4,
+            "targets": random.integers(size, low=-2, high=4),
+        },
+        gradients=("inputs",),
+    ),
+    OpCase(
+        "softmax_focal_loss",
+        lambda size, random: {
+            "inputs": random.normal(size, 3, 37) * 4,
+            "targets": random.integers(size, 3, high=37),
+            "alpha": random.uniform(37),
+        },
+        variant="weights",
+        arguments={"reduction": "sum_per_image", "gamma": 1.5, "background_index": None},
+        gradients=("inputs",),
+    ),
+    OpCase(
+        "varifocal_loss",
+        lambda size, random: {
+            "inputs": random.normal(size, 5) * 4,
+            "targets": random.uniform(size, 5, low=0.1, high=0.9),
+        },
+        gradients=("inputs", "targets"),
+    ),
+    OpCase(
+        "varifocal_loss",
+        lambda size, random: {
+            "inputs": random.normal(size, 5) * 4,
+            "targets": random.integers(size, 5, high=2).double(),
+        },
+        variant="mean",
+        arguments={"reduction": "mean", "gamma": 1.5},
+        gradients=("inputs",),
     ),
     OpCase("soft_nms", _boxes_and_scores),
     OpCase("soft_nms", _boxes_and_scores, variant="gaussian", arguments={"method": "gaussian"}),
