@@ -104,7 +104,8 @@ __device__ void compute_pack(const LossCall<T>& call, const LossTile& tile, int 
 
 // The results of all elements, or the sum of each tile.
 template <class T, class Loss, Derivative kDerivative>
-__global__ void __launch_bounds__(kLossThreads) loss_kernel(LossCall<T> call, LossLayout layout) {
+__global__ void __launch_bounds__(kLossThreads, sizeof(T) == 8 ? 2 : 3)
+    loss_kernel(LossCall<T> call, LossLayout layout) {
   using A = acc_t<T>;
   constexpr int kSize = Pack<T>::kSize;
   for (int64_t i = blockIdx.x; i < layout.tiles_in_all; i += gridDim.x) {

@@ -476,6 +476,8 @@ CASES: tuple[OpCase, ...] = (
         arguments={"reduction": "mean", "gamma": 1.5},
         gradients=("inputs",),
     ),
+    OpCase("soft_nms", _boxes_and_scores),
+    OpCase("soft_nms", _boxes_and_scores, variant="gaussian", arguments={"method": "gaussian"}),
     OpCase(
         "softmax_focal_loss",
         lambda size, random: {
@@ -513,8 +515,6 @@ CASES: tuple[OpCase, ...] = (
         arguments={"reduction": "mean", "gamma": 1.5},
         gradients=("inputs",),
     ),
-    OpCase("soft_nms", _boxes_and_scores),
-    OpCase("soft_nms", _boxes_and_scores, variant="gaussian", arguments={"method": "gaussian"}),
     OpCase(
         "weighted_boxes_fusion",
         lambda size, random: (
