@@ -72,6 +72,25 @@ def _torchvision(
     return make
 
 
+def _eager_ssd(anchors: Tensor, gt_boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """The rule of SSD on the matrix: as the low-quality rule, but each has one best anchor."""
+    matrix = eager_box_iou(gt_boxes, anchors)
+    best, matched = matrix.max(0)
+    matched[best < _FOREGROUND] = -1
+    matched[matrix.argmax(1)] = torch.arange(len(gt_boxes), device=anchors.device)
+    return matched, best
+
+
+def _ssd_matcher(anchors: Tensor, gt_boxes: Tensor) -> Callable[[Any], Callable[[], Any]]:
+    def make(ops: Any) -> Callable[[], Any]:
+        from torchvision.models.detection._utils import SSDMatcher
+
+        matcher = SSDMatcher(_FOREGROUND)
+        return lambda: matcher(ops.box_iou(gt_boxes, anchors))
+
+    return make
+
+
 def cases(device: torch.device) -> Iterator[Case]:
     generator = torch.Generator().manual_seed(0)
     anchors = _anchors(device)
@@ -86,4 +105,15 @@ def cases(device: torch.device) -> Iterator[Case]:
             eager=lambda gt=gt, offsets=offsets: _eager(anchors, gt, offsets),
             peers=peers(torchvision=_torchvision(anchors, gt, offsets)),
             num_bytes=num_bytes(anchors, gt) + images * len(anchors) * (8 + 4),
+        )
+    for objects in (8, 100):
+        gt = _objects(objects, device, generator)
+        yield Case(
+            name=f"SSD, {len(anchors)} x {objects} float32",
+            pydet=lambda gt=gt: tuple(
+                match_anchors(anchors, gt, _FOREGROUND, _FOREGROUND, best_anchor_for_each_gt=True)
+            ),
+            eager=lambda gt=gt: _eager_ssd(anchors, gt),
+            peers=peers(torchvision=_ssd_matcher(anchors, gt)),
+            num_bytes=num_bytes(anchors, gt) + len(anchors) * (8 + 4),
         )

@@ -6,7 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pydet.ops._checks import check_number, check_same_device, check_same_dtype, check_tensor
+from pydet.ops._checks import (
+    FLOATING,
+    check_dtype,
+    check_number,
+    check_same_device,
+    check_tensor,
+)
 from pydet.ops._losses import (
     ARGUMENTS,
     BACKWARD,
@@ -29,7 +35,7 @@ def _check_targets(op: str, inputs: Tensor, targets: Any) -> None:
     check_tensor(op, "targets", targets)
     check_same_device(op, "targets", targets, "inputs", inputs)
     if targets.is_floating_point():
-        check_same_dtype(op, "targets", targets, "inputs", inputs)
+        check_dtype(op, "targets", targets, FLOATING)
         fits = targets.shape == inputs.shape
     else:
         fits = targets.dtype == torch.int64 and targets.shape == inputs.shape[:-1]
@@ -54,20 +60,21 @@ def sigmoid_focal_loss(
     Args:
         inputs: [..., K] logits; float16, bfloat16, float32 or float64.
         targets: One of two forms, on the device of the inputs. Floating: [..., K], the probability
-            in [0, 1] that each logit should have, in the dtype of the inputs (under autocast any;
-            it is converted). Or int64 labels [...]: the class of each row of K logits, -1 for
-            background (all K are negatives), -2 for an ignored row (loss and gradient 0, whatever
-            its logits). Any other label is an error: values are not read back from a GPU to raise
-            it, so the loss and the gradient of that row are NaN, on the CPU too.
+            in [0, 1] that each logit should have; of two dtypes the one that torch promotes them to
+            counts (under autocast that of the inputs). Or int64 labels [...]: the class of each row
+            of K logits, -1 for background (all K are negatives), -2 for an ignored row (loss and
+            gradient 0, whatever its logits). Any other label is an error: values are not read back
+            from a GPU to raise it, so the loss and the gradient of that row are NaN, on the CPU
+            too.
         alpha: Weight of the positives, in [0, 1]; negatives weigh 1 - alpha. Below 0: no weights.
         gamma: Exponent of the modulating factor, at least 0.
         reduction: "none"; "mean" over all elements, ignored rows counted; "sum"; "sum_per_image":
             over all dimensions but the first.
 
     Returns:
-        [..., K], [] or [B] in the dtype of the inputs. Computed in float32 or better in one pass
-        and rounded once; sums are accumulated in float64, in an order that depends on the shape
-        alone. Under autocast the inputs are taken as they are and sums come as float32.
+        [..., K], [] or [B] in the dtype of the inputs (promoted). Computed in float32 or better in
+        one pass and rounded once; sums are accumulated in float64, in an order that depends on the
+        shape alone. Under autocast the inputs are taken as they are and sums come as float32.
 
     Raises:
         TypeError: Not tensors, or dtypes that do not fit.
@@ -87,6 +94,8 @@ def sigmoid_focal_loss(
     check_number(op, "alpha", alpha, "in [0, 1], or below 0 for none", lambda a: a <= 1)
     check_weight(op, "gamma", gamma)
     if targets.is_floating_point():
+        if not torch.is_autocast_enabled(inputs.device.type):
+            inputs = inputs.to(torch.promote_types(inputs.dtype, targets.dtype))
         targets = targets.to(inputs.dtype)
     loss: Tensor = _sigmoid_focal_loss(inputs, targets, alpha, gamma, reduction)
     return in_dtype_of(inputs, loss)

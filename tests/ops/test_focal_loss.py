@@ -195,6 +195,23 @@ def test_extreme_logits(device, gamma, dtype):
             torch.testing.assert_close(grad_by_label, grad, rtol=1e-5, atol=1e-37, equal_nan=True)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("target_dtype", DTYPES)
+def test_dtypes_are_promoted(device, dtype, target_dtype):
+    """As in torchvision: the loss has the dtype that torch promotes the two to."""
+    inputs, _ = random_call(4, 5, device=device, dtype=dtype)
+    inputs.requires_grad_()
+    targets = torch.rand(4, 5, device=device).to(target_dtype)
+    wide = torch.promote_types(dtype, target_dtype)
+    loss = ops.sigmoid_focal_loss(inputs, targets, reduction="sum")
+    assert loss.dtype == wide
+    wanted = ops.sigmoid_focal_loss(inputs.to(wide), targets.to(wide), reduction="sum")
+    assert torch.equal(loss, wanted)
+    (grad,) = torch.autograd.grad(loss, inputs)
+    assert grad.dtype == dtype
+    assert torch.equal(grad, torch.autograd.grad(wanted, inputs)[0])
+
+
 def test_empty(device):
     for shape in ((0,), (0, 3), (3, 0), (2, 0, 5)):
         inputs = torch.zeros(shape, device=device, requires_grad=True)
@@ -413,7 +430,7 @@ X, LABELS = torch.zeros(5, 3), torch.zeros(5, dtype=torch.int64)
         (([0.0], LABELS), TypeError, "inputs must be a tensor, got list"),
         ((X.int(), LABELS), TypeError, "inputs must have a dtype of .*, got torch.int32"),
         ((X, [0]), TypeError, "targets must be a tensor, got list"),
-        ((X, X.double()), TypeError, "targets must have the dtype of inputs"),
+        ((X, X.to(torch.complex64)), TypeError, r"targets must .*, got torch.complex64 \[5, 3\]"),
         ((X, X[:4]), ValueError, r"targets must be floating and .* \[5, 3\], or int64 labels"),
         ((X, X.long()), TypeError, r"targets must .* labels of the shape \[5\], got torch.int64"),
         ((X, X.bool()), TypeError, r"targets must be floating .*, got torch.bool \[5, 3\]"),
