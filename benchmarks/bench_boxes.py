@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Area, format, clipping and size of boxes: all anchors of an image, and of a batch of eight."""
+"""Area, format, clipping and size: all anchors of an image, and of a batch of eight; masks."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -33,6 +33,27 @@ def _eager_removal(boxes: Tensor) -> Tensor:
     return torch.where((sides >= 16).all(1))[0]
 
 
+def _eager_masks(masks: Tensor) -> Tensor:
+    boxes = []
+    for mask in masks:
+        y, x = torch.where(mask)
+        ends = [x.min(), y.min(), x.max(), y.max()] if len(x) else [x.new_zeros(())] * 4
+        boxes.append(torch.stack(ends))
+    return torch.stack(boxes).float()
+
+
+def _masks(count: int, device: torch.device) -> Tensor:
+    """[count, 800, 1333] bool: discs of 20 to 200 pixels."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.rand(count, 2, generator=generator) * 800
+    radii = torch.rand(count, generator=generator) * 180 + 20
+    y, x = torch.arange(800)[:, None], torch.arange(1333)
+    discs = [
+        (x - cx) ** 2 + (y - cy) ** 2 < r**2 for (cx, cy), r in zip(centres, radii, strict=True)
+    ]
+    return torch.stack(discs).to(device)
+
+
 # Name, call on a library of ops, formula, bytes written a box.
 _CALLS: tuple[tuple[str, Callable[[Any, Tensor], Tensor], Callable[[Tensor], Tensor], int], ...] = (
     ("area", lambda lib, b: lib.box_area(b), lambda b: (b[:, 2:] - b[:, :2]).prod(1), 4),
@@ -53,3 +74,11 @@ def cases(device: torch.device) -> Iterator[Case]:
                 peers=peers(torchvision=lambda lib, c=call, b=boxes: lambda: c(lib, b)),
                 num_bytes=num_bytes(boxes) + written * count,
             )
+    masks = _masks(30, device)
+    yield Case(
+        name="masks to boxes, 30 x 800 x 1333 bool",
+        pydet=lambda: ops.masks_to_boxes(masks),
+        eager=lambda: _eager_masks(masks),
+        peers=peers(torchvision=lambda lib: lambda: lib.masks_to_boxes(masks)),
+        num_bytes=num_bytes(masks),
+    )

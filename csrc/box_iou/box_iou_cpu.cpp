@@ -19,6 +19,8 @@ constexpr int64_t kBackwardTile = 496;
 constexpr int64_t kGrain = 1 << 16;
 // Rows a task of the backward: each task gives the sums of its columns, for these rows alone.
 constexpr int64_t kBackwardRows = 256;
+// Boxes whose parts a thread adds up at a time.
+constexpr int64_t kFinish = 1 << 12;
 // Columns that are computed together: a vector, or several.
 constexpr int64_t kLanes = 16;
 
@@ -190,17 +192,19 @@ struct BackwardTile {
 template <class Kind, class A, class C>
 void finish(int64_t count, int64_t parts, const OverlapSums<C>* sums, const A* boxes, const A* v,
             A* grad_boxes) {
-  for (int64_t i = 0; i < count; ++i) {
-    OverlapSums<C> sum{};
-    for (int64_t part = 0; part < parts; ++part) sum = sum + sums[part * count + i];
-    const Box<C> grad = finish_backward<Kind>(load_numbers<C>(boxes, v, i), sum);
-    if constexpr (std::is_same_v<C, A>) {
-      store_box(grad_boxes, i, grad);
-    } else {
-      store_box(grad_boxes, i,
-                {grad.x1.tangent, grad.y1.tangent, grad.x2.tangent, grad.y2.tangent});
+  parallel_for(count, kFinish, [=](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      OverlapSums<C> sum{};
+      for (int64_t part = 0; part < parts; ++part) sum = sum + sums[part * count + i];
+      const Box<C> grad = finish_backward<Kind>(load_numbers<C>(boxes, v, i), sum);
+      if constexpr (std::is_same_v<C, A>) {
+        store_box(grad_boxes, i, grad);
+      } else {
+        store_box(grad_boxes, i,
+                  {grad.x1.tangent, grad.y1.tangent, grad.x2.tangent, grad.y2.tangent});
+      }
     }
-  }
+  });
 }
 
 // Each pair is computed once: a task gives the sums of its rows over its columns and of its columns

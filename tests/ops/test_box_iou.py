@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -223,6 +226,35 @@ def test_no_temporaries(kept):
             torch.autograd.grad(found.sum(), (a, b), create_graph=True)
     largest = max(t.numel() for t in saved)
     assert largest == (4 * 300 if kept == "first" else 200 * 300)  # grad_iou itself
+
+
+PEAK = """
+import sys, torch
+from pydet import ops
+
+def kib(name):
+    with open("/proc/self/status", encoding="utf-8") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith(name + ":"))
+
+boxes1, boxes2 = (torch.rand(count, 4) for count in (500, 120_000))
+functions = [getattr(ops, name) for name in sys.argv[1:]]
+for function in functions:
+    function(boxes1[:1], boxes2[:1])
+before = kib("VmRSS")
+for function in functions:
+    function(boxes1, boxes2)  # one result at a time
+print((kib("VmHWM") - before) / 1024)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/status")
+def test_peak_memory():
+    """500 x 120,000 pairs: the result's own 229 MiB and at most 16 for all else."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", PEAK, *FAMILY]
+    answer = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert answer.returncode == 0, answer.stderr
+    assert 220 < float(answer.stdout) < 229 + 16
 
 
 # --- gradient ----------------------------------------------------------------------------------
