@@ -14,8 +14,8 @@ namespace {
 constexpr int64_t kPlanes = 4;     // channels a task, [B, C, H, W]
 constexpr int64_t kChannels = 32;  // channels a task, [B, H, W, C]
 
-// Both layouts add in one order: RoIs, then rows of bins; `spread` first takes the gradient of a
-// row of bins to the columns, then each row of cells gets its share of that.
+// Both layouts add in one order: RoIs (as planned), then rows of bins; `spread` first takes the
+// gradient of a row of bins to the columns, then each row of cells gets its share of that.
 
 template <class T>
 struct AlignPlanarBackward {

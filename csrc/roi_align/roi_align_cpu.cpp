@@ -17,52 +17,96 @@ constexpr int64_t kPlanes = 4;
 // RoIs a task.
 constexpr int64_t kPlanarRois = 64, kInterleavedRois = 4;
 
-// [B, C, H, W]: along each row of bins first the sum over y, whole vectors of columns at a time,
-// then that over x.
+// [B, C, H, W]: first the sums over y, whole vectors of columns at a time, then those over x, in
+// whole vectors of rows of bins: in between, the vectors are transposed.
 template <class T>
 struct AlignPlanar {
   using A = acc_t<T>;
   using Vector = typename Lanes<A>::Vector;
+  static constexpr int64_t kLanes = Lanes<A>::kCount;
 
-  // sums[x - begin] = sum over y of weight_y * cell[y, x], for the columns [begin, end).
-  static void sum_rows(const RoiBin<A>& row, const T* plane, int64_t width, int64_t begin,
-                       int64_t end, A* sums) {
-    int64_t x = begin;
-    for (; x + Lanes<A>::kCount <= end; x += Lanes<A>::kCount) {
-      Vector sum = {};
-      for (const RoiCell<A>& y : row) {
-        Vector values;
-        Lanes<A>::load(plane + y.cell * width + x, &values);
-        sum += y.weight * values;
-      }
-      Lanes<A>::store(sum, sums + (x - begin));
+  // Adds kRows rows of cells to `count` sums, or starts the sums with them.
+  template <int kRows>
+  static void add_rows(const RoiCell<A>* rows, const T* plane, int64_t width, bool start,
+                       int64_t count, A* sums) {
+    const T* cells[kRows];
+    A weights[kRows];
+    for (int i = 0; i < kRows; ++i) {
+      cells[i] = plane + rows[i].cell * width;
+      weights[i] = rows[i].weight;
     }
-    for (; x < end; ++x) {
-      A sum = 0;
-      for (const RoiCell<A>& y : row) sum += y.weight * load(plane + y.cell * width + x);
-      sums[x - begin] = sum;
+    int64_t x = 0;
+    for (; x + kLanes <= count; x += kLanes) {
+      Vector sum = {};
+      if (!start) __builtin_memcpy(&sum, sums + x, sizeof(sum));
+      for (int i = 0; i < kRows; ++i) {
+        Vector values;
+        Lanes<A>::load(cells[i] + x, &values);
+        sum += weights[i] * values;
+      }
+      __builtin_memcpy(sums + x, &sum, sizeof(sum));
+    }
+    for (; x < count; ++x) {
+      A sum = start ? A(0) : sums[x];
+      for (int i = 0; i < kRows; ++i) sum += weights[i] * load(cells[i] + x);
+      sums[x] = sum;
     }
   }
 
-  // One RoI, `channels` planes. `sums` has room for the RoI's columns and a vector more.
+  // sums[x] = sum over y of weight_y * cell[y, x], for `count` columns from `plane` on.
+  static void sum_rows(const RoiBin<A>& bin, const T* plane, int64_t width, int64_t count,
+                       A* sums) {
+    if (bin.empty()) std::fill(sums, sums + count, A(0));
+    for (const RoiCell<A>* row = bin.first; row < bin.last;) {
+      const bool start = row == bin.first;
+      const int64_t left = bin.last - row;
+      if (left >= 4) {
+        add_rows<4>(row, plane, width, start, count, sums);
+        row += 4;
+      } else if (left == 3) {
+        add_rows<3>(row, plane, width, start, count, sums);
+        row += 3;
+      } else if (left == 2) {
+        add_rows<2>(row, plane, width, start, count, sums);
+        row += 2;
+      } else {
+        add_rows<1>(row, plane, width, start, count, sums);
+        row += 1;
+      }
+    }
+  }
+
+  // One RoI, `channels` planes. `sums` has room for 2 kLanes rows of the RoI's columns, rounded up.
   static void run(const PlannedRoi<A>* roi, int64_t pooled_height, int64_t pooled_width,
                   int64_t height, int64_t width, int64_t channels, const T* planes, A* sums,
                   T* out) {
     // Whole vectors, as far as the row has them.
-    const int64_t lanes = Lanes<A>::kCount;
-    const int64_t wanted = (roi->x_end - roi->x_begin + lanes - 1) / lanes * lanes;
-    const int64_t begin = std::max<int64_t>(0, std::min(roi->x_begin, width - wanted));
-    const int64_t end = std::min(begin + wanted, width);
+    const int64_t stride = (roi->x_end - roi->x_begin + kLanes - 1) / kLanes * kLanes;
+    const int64_t begin = std::max<int64_t>(0, std::min(roi->x_begin, width - stride));
+    const int64_t count = std::min(stride, width - begin);
+    A* turned = sums + kLanes * stride;
     for (int64_t c = 0; c < channels; ++c) {
-      const T* plane = planes + c * height * width;
-      for (int64_t ph = 0; ph < pooled_height; ++ph) {
-        sum_rows(roi->row(ph), plane, width, begin, end, sums);
+      const T* plane = planes + c * height * width + begin;
+      for (int64_t ph = 0; ph < pooled_height; ph += kLanes) {
+        const int64_t rows = std::min(kLanes, pooled_height - ph);
+        for (int64_t i = 0; i < rows; ++i)
+          sum_rows(roi->row(ph + i), plane, width, count, sums + i * stride);
+        for (int64_t x = 0; x < stride; x += kLanes)
+          Lanes<A>::transpose(sums + x, stride, turned + x * kLanes);
         for (int64_t pw = 0; pw < pooled_width; ++pw) {
-          A sum = 0;
-          for (const RoiCell<A>& x : roi->column(pw)) sum += x.weight * sums[x.cell - begin];
-          store(out++, sum / roi->count);
+          Vector sum = {};
+          for (const RoiCell<A>& x : roi->column(pw)) {
+            Vector values;
+            __builtin_memcpy(&values, turned + (x.cell - begin) * kLanes, sizeof(values));
+            sum += x.weight * values;
+          }
+          sum /= roi->count;
+          A bins[kLanes];
+          __builtin_memcpy(bins, &sum, sizeof(bins));
+          for (int64_t i = 0; i < rows; ++i) store(out + (ph + i) * pooled_width + pw, bins[i]);
         }
       }
+      out += pooled_height * pooled_width;
     }
   }
 };
@@ -133,7 +177,7 @@ void align_planar(const RoiAlignParams<acc_t<T>>& params, const RoiPlan<acc_t<T>
   const int64_t pieces = (plan.size() + kPlanarRois - 1) / kPlanarRois;
   const int64_t blocks = (params.channels + kPlanes - 1) / kPlanes;
   parallel_for(pieces * blocks, 1, [&](int64_t task, int64_t) {
-    std::vector<A> sums(plan.widest() + Lanes<A>::kCount);
+    std::vector<A> sums(2 * Lanes<A>::kCount * (plan.widest() + Lanes<A>::kCount));
     const int64_t c = task / pieces * kPlanes, first = task % pieces * kPlanarRois;
     const int64_t planes = std::min(kPlanes, params.channels - c);
     for (int64_t i = first; i < std::min(first + kPlanarRois, plan.size()); ++i) {

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "common/parallel_for.h"
@@ -13,12 +14,12 @@
 namespace pydet {
 namespace cpu {
 
-// Several numbers that one vector operation takes; wherever the machine's registers are smaller,
-// the compiler takes more of them.
+// Several numbers that one vector operation takes, in 32 bytes: the compiler keeps a larger vector
+// in memory where the machine has no register for it.
 template <class A>
 struct Lanes {
-  static constexpr int64_t kCount = 64 / sizeof(A);
-  typedef A Vector __attribute__((vector_size(64)));
+  static constexpr int64_t kCount = 32 / sizeof(A);
+  typedef A Vector __attribute__((vector_size(32)));
 
   template <class T>
   static void load(const T* from, Vector* to) {
@@ -26,12 +27,46 @@ struct Lanes {
     for (int64_t i = 0; i < kCount; ++i) values[i] = pydet::load(from + i);
     __builtin_memcpy(to, values, sizeof(values));
   }
+  // to[j * kCount + i] = from[i * stride + j]: kCount vectors of kCount numbers.
+  static void transpose(const A* from, int64_t stride, A* to) {
+#if defined(__clang__) || __GNUC__ >= 12
+    Vector rows[kCount];
+    for (int64_t i = 0; i < kCount; ++i)
+      __builtin_memcpy(&rows[i], from + i * stride, sizeof(Vector));
+    swap_blocks<kCount / 2>(rows, std::make_integer_sequence<int, kCount>());
+    __builtin_memcpy(to, rows, sizeof(rows));
+#else
+    for (int64_t i = 0; i < kCount; ++i) {
+      for (int64_t j = 0; j < kCount; ++j) to[j * kCount + i] = from[i * stride + j];
+    }
+#endif
+  }
+
   template <class T>
   static void store(const Vector& from, T* to) {
     A values[kCount];
     __builtin_memcpy(values, &from, sizeof(values));
     for (int64_t i = 0; i < kCount; ++i) pydet::store(to + i, values[i]);
   }
+
+ private:
+#if defined(__clang__) || __GNUC__ >= 12
+  // One step of the transposition for each power of two: of each two rows that far apart, the
+  // second half of the first changes places with the first half of the second, block by block.
+  template <int kStep, int... kIndex>
+  static void swap_blocks(Vector* rows, std::integer_sequence<int, kIndex...> indices) {
+    constexpr int kEnd = static_cast<int>(kCount);
+    for (int i = 0; i < kEnd; ++i) {
+      if ((i & kStep) != 0) continue;
+      const Vector a = rows[i], b = rows[i + kStep];
+      rows[i] = __builtin_shufflevector(
+          a, b, ((kIndex & kStep) == 0 ? kIndex : kEnd + kIndex - kStep)...);
+      rows[i + kStep] = __builtin_shufflevector(
+          a, b, ((kIndex & kStep) == 0 ? kIndex + kStep : kEnd + kIndex)...);
+    }
+    if constexpr (kStep > 1) swap_blocks<kStep / 2>(rows, indices);
+  }
+#endif
 };
 
 // A cell's weight in a bin, with the derivatives by the two corners of the box.
@@ -55,6 +90,7 @@ struct PlannedRoi {
   int64_t index, image;  // image -1: samples nothing
   int level;
   A count;
+  int64_t y_begin;         // the first row that it touches
   int64_t x_begin, x_end;  // columns that it touches
   int64_t num_rows;        // bins along y; those along x come behind them
   std::vector<RoiCell<A>> cells;
@@ -122,11 +158,12 @@ void plan_roi(const RoiAlignParams<A>& params, int64_t r, PlannedRoi<A>& roi) {
     roi.x_begin = std::min(roi.x_begin, roi.cells[i].cell);
     roi.x_end = std::max(roi.x_end, roi.cells[i].cell + 1);
   }
+  roi.y_begin = columns == 0 ? 0 : roi.cells[0].cell;
   if (columns == 0 || roi.x_begin >= roi.x_end) roi.image = -1;
 }
 
-// The RoIs [begin, end) of a call, in the order of level and image: RoIs that read the same memory
-// stand together, and those that sample nothing come last.
+// The RoIs [begin, end) of a call, in the order of level, image and first row: RoIs that read the
+// same memory stand together, and those that sample nothing come last.
 template <class A>
 class RoiPlan {
  public:
@@ -147,13 +184,19 @@ class RoiPlan {
       order_[next[key(roi)]++] = &roi;
       widest_ = std::max(widest_, roi.image < 0 ? 0 : roi.x_end - roi.x_begin);
     }
+    for (int64_t k = 0; k < keys; ++k) {
+      std::sort(order_.begin() + starts_[k], order_.begin() + starts_[k + 1],
+                [](const PlannedRoi<A>* a, const PlannedRoi<A>* b) {
+                  return a->y_begin != b->y_begin ? a->y_begin < b->y_begin : a->index < b->index;
+                });
+    }
   }
 
   int64_t size() const { return static_cast<int64_t>(order_.size()); }
   int64_t widest() const { return widest_; }  // columns that the widest RoI touches
   const PlannedRoi<A>& operator[](int64_t i) const { return *order_[i]; }
 
-  // The RoIs [first, last) of one image on one level, in the order of the call.
+  // The RoIs [first, last) of one image on one level.
   int64_t first_of(int64_t level, int64_t image, int64_t batch) const {
     return starts_[level * batch + image];
   }
