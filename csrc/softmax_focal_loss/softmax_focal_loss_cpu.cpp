@@ -11,18 +11,18 @@ namespace pydet {
 namespace cpu {
 namespace {
 
-// Columns that are computed together, in a buffer that stays in the first-level cache, and the
-// partial maxima and sums of one row: as many lanes as the widest vector has.
+// Columns that are computed together, in a buffer that stays in the first-level cache; and the
+// partial maxima and sums of a row, as many lanes as the widest vector has. As many rows at most
+// share the buffer, so that what is to be computed once a row is computed by vectors, too.
 constexpr int64_t kColumns = 1024;
 constexpr int kLanes = 16;
 
 constexpr int64_t padded(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
 
-template <class A>
-A folded_max(A* lanes) {
-  for (int width = kLanes / 2; width > 0; width /= 2) {
-    for (int l = 0; l < width; ++l) lanes[l] = max_of(lanes[l], lanes[l + width]);
-  }
+template <int kWidth = kLanes / 2, class A, class Join>
+A folded(A* lanes, const Join& join_two) {
+  for (int l = 0; l < kWidth; ++l) lanes[l] = join_two(lanes[l], lanes[l + kWidth]);
+  if constexpr (kWidth > 1) return folded<kWidth / 2>(lanes, join_two);
   return lanes[0];
 }
 
@@ -34,22 +34,22 @@ struct Row {
 
   const T* x;
   int64_t classes, target;
-  alignas(64) A values[kColumns], others[kColumns];  // of a chunk: exp(x_j - highest), and v_j
+  A* values;  // [padded(classes)], or of a chunk: exp(x_j - highest)
   ExpSum<A> sum;
 
-  Row(const T* inputs, int64_t classes, int64_t target)
-      : x(inputs), classes(classes), target(target) {
+  void add_up() {
     constexpr A kNone = -std::numeric_limits<A>::infinity();
     sum = {kNone, A(0)};
     for (int64_t begin = 0; begin < classes; begin += kColumns) {
       const int64_t count = load_chunk(begin);
       alignas(64) A lanes[kLanes];
-      std::fill(lanes, lanes + kLanes, kNone);
-      for (int64_t i = 0; i < count; i += kLanes) {
+      for (int l = 0; l < kLanes; ++l) lanes[l] = values[l];
+      for (int64_t i = kLanes; i < count; i += kLanes) {
         for (int l = 0; l < kLanes; ++l) lanes[l] = max_of(lanes[l], values[i + l]);
       }
-      const A highest = max_of(folded_max(lanes), sum.highest);
-      sum = {highest, sum.sum * exp_below(sum.highest, highest) + exp_chunk(count, highest)};
+      const A highest = max_of(folded(lanes, [](A a, A b) { return max_of(a, b); }), sum.highest);
+      const A before = begin == 0 ? A(0) : sum.sum * exp_below(sum.highest, highest);
+      sum = {highest, before + exp_chunk(count, highest)};
     }
   }
 
@@ -72,7 +72,7 @@ struct Row {
         lanes[l] += values[i + l];
       }
     }
-    return folded_sum(lanes, kLanes);
+    return folded(lanes, [](A a, A b) { return a + b; });
   }
 
   // Calls body(begin, count) for each chunk, with its exponentials of the highest logit of all in
@@ -85,8 +85,6 @@ struct Row {
     }
   }
 
-  A margin() const { return margin_of(sum, A(load(x + target))); }
-
   // grad[j] = factor * pi_j, and -factor for the target.
   void store_gradient(A factor, T* grad) {
     const A share = factor / sum.sum;
@@ -96,26 +94,26 @@ struct Row {
     store(grad + target, -factor);
   }
 
-  // The sum of pi_j v_j.
-  A mean(const T* v) {
+  // The sum of pi_j v_j; `others` [kColumns] is workspace.
+  A mean(const T* v, A* others) {
     A total = A(0);
     for_each_chunk([&](int64_t begin, int64_t count) {
-      load_others(v + begin, begin, count);
+      load_others(v + begin, begin, count, others);
       for (int64_t i = 0; i < count; ++i) others[i] *= values[i];
       total += folded_sum(others, count);
     });
     return total / sum.sum;
   }
 
-  void load_others(const T* v, int64_t begin, int64_t count) {
+  void load_others(const T* v, int64_t begin, int64_t count, A* others) {
     for (int64_t i = 0; i < count; ++i) others[i] = load(v + i);
     if (target >= begin && target < begin + count) others[target - begin] = A(0);
   }
 
-  void store_second(const SecondSlopes<A>& slopes, A mean, const T* v, T* grad) {
+  void store_second(const SecondSlopes<A>& slopes, A mean, const T* v, A* others, T* grad) {
     const A share = A(1) / sum.sum;
     for_each_chunk([&](int64_t begin, int64_t count) {
-      load_others(v + begin, begin, count);
+      load_others(v + begin, begin, count, others);
       for (int64_t i = 0; i < count; ++i) {
         const A slope = slopes.along + slopes.across * (others[i] - mean);
         store(grad + begin + i, share * values[i] * slope);
@@ -132,43 +130,79 @@ struct SoftmaxFocalPiece {
 
   static void run(const SoftmaxFocalCall<T>* call, int64_t segment, int64_t begin, int64_t end,
                   double* sum) {
+    const int64_t width = padded(std::clamp<int64_t>(call->classes, 1, kColumns));
+    const int64_t together = std::min<int64_t>(kLanes, kColumns / width);
     double total = 0;
-    for (int64_t row = begin; row < end; ++row) {
-      const A loss = call->gamma == 2 ? run_row<2>(*call, segment, row)
-                                      : run_row<kAnyGamma>(*call, segment, row);
-      if (call->losses != nullptr) store(call->losses + row, loss);
-      total += loss;
+    for (int64_t row = begin; row < end; row += together) {
+      const int64_t count = std::min(together, end - row);
+      total += call->gamma == 2 ? run_rows<2>(*call, segment, row, count, width)
+                                : run_rows<kAnyGamma>(*call, segment, row, count, width);
     }
     if (sum != nullptr) *sum = total;
   }
 
-  // The loss, or the gradient of its gradient; writes the gradient of the logits.
+  // The sum of the losses, or of the gradients of their gradients; writes what the pass gives.
   template <int kGamma>
-  static A run_row(const SoftmaxFocalCall<T>& call, int64_t segment, int64_t number) {
+  static double run_rows(const SoftmaxFocalCall<T>& call, int64_t segment, int64_t first,
+                         int64_t count, int64_t width) {
     const int64_t classes = call.classes;
-    const Target target = target_of(call.labels[number], classes, call.background, call.ignored);
-    T* grad_inputs = call.grad_inputs == nullptr ? nullptr : call.grad_inputs + number * classes;
-    if (target.column < 0) {
-      const A fill = target.ignored ? A(0) : std::numeric_limits<A>::quiet_NaN();
-      for (int64_t i = 0; i < classes && grad_inputs != nullptr; ++i) store(grad_inputs + i, fill);
-      return fill;
+    alignas(64) A values[kColumns], others[kColumns];
+    alignas(64) A ahead[kLanes] = {}, sums[kLanes], weights[kLanes] = {}, margins[kLanes],
+                  results[kLanes];
+    std::fill(sums, sums + kLanes, A(1));
+    Row<T> rows[kLanes];
+    bool ignored[kLanes] = {};
+    for (int64_t r = 0; r < count; ++r) {
+      const Target target =
+          target_of(call.labels[first + r], classes, call.background, call.ignored);
+      ignored[r] = target.ignored;
+      rows[r] = {call.inputs + (first + r) * classes,
+                 classes,
+                 target.column,
+                 values + r * width,
+                 {A(0), A(1)}};
+      if (target.column < 0) continue;
+      rows[r].add_up();
+      ahead[r] = rows[r].sum.highest - load(rows[r].x + target.column);
+      sums[r] = rows[r].sum.sum;
+      weights[r] = class_weight(call.class_weights, call.alpha, target.column, call.background);
     }
-    Row<T> row(call.inputs + number * classes, classes, target.column);
-    const A weight = class_weight(call.class_weights, call.alpha, target.column, call.background);
-    const A u = row.margin(), gamma = static_cast<A>(call.gamma);
-    if (call.pass == Pass::kForward) return weight * focal_negative<kGamma>(u, gamma);
-    const A grad = call.grad_sums == nullptr ? A(load(call.grad_loss + number))
-                                             : static_cast<A>(call.grad_sums[segment] * call.scale);
-    if (call.pass == Pass::kBackward) {
-      row.store_gradient(grad * weight * focal_negative_backward<kGamma>(u, gamma), grad_inputs);
-      return A(0);
+    const A gamma = static_cast<A>(call.gamma);
+    for (int l = 0; l < kLanes; ++l) margins[l] = ahead[l] + log_of_fraction(sums[l]);
+    if (call.pass == Pass::kForward) {
+      for (int l = 0; l < kLanes; ++l)
+        results[l] = weights[l] * focal_negative<kGamma>(margins[l], gamma);
+    } else if (call.pass == Pass::kBackward) {
+      for (int l = 0; l < kLanes; ++l)
+        results[l] = weights[l] * focal_negative_backward<kGamma>(margins[l], gamma);
     }
-    const T* v = call.grad_grad + number * classes;
-    const A mean = row.mean(v);
-    const SecondSlopes<A> slopes =
-        second_slopes(u, gamma, weight, grad, mean - A(load(v + target.column)));
-    row.store_second(slopes, mean, v, grad_inputs);
-    return slopes.of_grad;
+    double total = 0;
+    for (int64_t r = 0; r < count; ++r) {
+      const int64_t number = first + r;
+      T* grad = call.grad_inputs == nullptr ? nullptr : call.grad_inputs + number * classes;
+      if (rows[r].target < 0) {
+        results[r] = ignored[r] ? A(0) : std::numeric_limits<A>::quiet_NaN();
+        for (int64_t i = 0; i < classes && grad != nullptr; ++i) store(grad + i, results[r]);
+      } else if (call.pass == Pass::kBackward) {
+        rows[r].store_gradient(grad_of(call, segment, number) * results[r], grad);
+      } else if (call.pass == Pass::kDoubleBackward) {
+        const T* v = call.grad_grad + number * classes;
+        const A mean = rows[r].mean(v, others);
+        const SecondSlopes<A> slopes =
+            second_slopes(margins[r], gamma, weights[r], grad_of(call, segment, number),
+                          mean - A(load(v + rows[r].target)));
+        rows[r].store_second(slopes, mean, v, others, grad);
+        results[r] = slopes.of_grad;
+      }
+      if (call.losses != nullptr) store(call.losses + number, results[r]);
+      total += results[r];
+    }
+    return total;
+  }
+
+  static A grad_of(const SoftmaxFocalCall<T>& call, int64_t segment, int64_t number) {
+    return call.grad_sums == nullptr ? A(load(call.grad_loss + number))
+                                     : static_cast<A>(call.grad_sums[segment] * call.scale);
   }
 };
 

@@ -181,7 +181,7 @@ __device__ acc_t<T> run_row(const SoftmaxFocalCall<T>& call, int64_t segment, in
 
 // Pieces of rows: their results, and the sum of each piece.
 template <class T, int kGroup, int kGamma, Pass kPass>
-__global__ void __launch_bounds__(kLossThreads, sizeof(T) == 8 ? 2 : 3)
+__global__ void __launch_bounds__(kLossThreads, sizeof(T) == 8 ? 2 : 4)
     softmax_focal_kernel(SoftmaxFocalCall<T> call, int64_t pieces, bool aligned) {
   const int64_t length = call.rows / call.segments, piece_rows = softmax_focal_rows(call.classes);
   for (int64_t piece = blockIdx.x; piece < call.segments * pieces; piece += gridDim.x) {
