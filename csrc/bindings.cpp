@@ -20,6 +20,7 @@ void bind_heatmap_focal_loss(pybind11::module_& m);
 void bind_match_anchors(pybind11::module_& m);
 void bind_matrix_nms(pybind11::module_& m);
 void bind_nms(pybind11::module_& m);
+void bind_ps_roi(pybind11::module_& m);
 void bind_roi_align(pybind11::module_& m);
 void bind_roi_pool(pybind11::module_& m);
 void bind_soft_nms(pybind11::module_& m);
@@ -49,6 +50,7 @@ PYBIND11_MODULE(_C, m) {
   pydet::bind_match_anchors(m);
   pydet::bind_matrix_nms(m);
   pydet::bind_nms(m);
+  pydet::bind_ps_roi(m);
   pydet::bind_roi_align(m);
   pydet::bind_roi_pool(m);
   pydet::bind_soft_nms(m);

@@ -145,7 +145,7 @@ __device__ acc_t<T> taken_from(const RoiPoolParams<acc_t<T>>& params, int64_t r,
 
 // The same gradient, one thread a cell: each block lists the RoIs that reach one of its cells.
 template <class T>
-__global__ void __launch_bounds__(kListThreads)
+__global__ void __launch_bounds__(kListThreads, 2)
     roi_pool_collect_kernel(RoiPoolParams<acc_t<T>> params, const T* grad_out,
                             const int32_t* argmax, acc_t<T>* grad_input) {
   using A = acc_t<T>;

@@ -30,6 +30,10 @@ from pydet.ops.matrix_nms import matrix_nms as matrix_nms
 from pydet.ops.nms import PaddedKeep as PaddedKeep
 from pydet.ops.nms import batched_nms as batched_nms
 from pydet.ops.nms import nms as nms
+from pydet.ops.ps_roi import PSRoIAlign as PSRoIAlign
+from pydet.ops.ps_roi import PSRoIPool as PSRoIPool
+from pydet.ops.ps_roi import ps_roi_align as ps_roi_align
+from pydet.ops.ps_roi import ps_roi_pool as ps_roi_pool
 from pydet.ops.roi_align import multiscale_roi_align as multiscale_roi_align
 from pydet.ops.roi_align import roi_align as roi_align
 from pydet.ops.roi_pool import RoIPool as RoIPool

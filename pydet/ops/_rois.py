@@ -88,12 +88,28 @@ def check_spatial_scale(op: str, spatial_scale: Any) -> float:
     return float(spatial_scale)
 
 
-def empty_map_like(like: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
-    """An empty map of ``shape`` [N, C, H, W], laid out as ``like``: channels last in memory or not.
+def check_sampling_ratio(op: str, sampling_ratio: Any) -> None:
+    """Refuses what is not an integer."""
+    if isinstance(sampling_ratio, bool) or not isinstance(sampling_ratio, int):
+        raise TypeError(
+            f"{op}: sampling_ratio must be an integer, got {type(sampling_ratio).__name__}"
+        )
 
-    For fake implementations: the glue lays out its results by the same rule.
-    """
-    if like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous():
-        batch, channels, height, width = shape
-        return like.new_empty((batch, height, width, channels), dtype=dtype).permute(0, 3, 1, 2)
-    return like.new_empty(shape, dtype=dtype)
+
+# --- memory formats, for fake implementations: the glue lays out its results by the same rules ---
+
+
+def is_channels_last(feature_map: Tensor) -> bool:
+    """Whether [N, C, H, W] has its channels next to each other in memory, and not its columns."""
+    return (
+        feature_map.is_contiguous(memory_format=torch.channels_last)
+        and not feature_map.is_contiguous()
+    )
+
+
+def empty_map(like: Tensor, shape: Sequence[int], channels_last: bool) -> Tensor:
+    """An empty map of ``shape`` [N, C, H, W] with the dtype and device of ``like``."""
+    if not channels_last:
+        return like.new_empty(shape)
+    batch, channels, height, width = shape
+    return like.new_empty((batch, height, width, channels)).permute(0, 3, 1, 2)

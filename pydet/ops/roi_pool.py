@@ -12,7 +12,8 @@ from pydet.ops._rois import (
     check_output_size,
     check_rois,
     check_spatial_scale,
-    empty_map_like,
+    empty_map,
+    is_channels_last,
 )
 
 # Native ops take the settings as their last arguments, in this order.
@@ -21,7 +22,8 @@ _NO_GRADIENTS = (None, None, None)
 
 
 def _fake(input: Tensor, rois: Tensor, spatial_scale: float, height: int, width: int) -> Tensor:
-    return empty_map_like(input, (rois.shape[0], input.shape[1], height, width))
+    shape = (rois.shape[0], input.shape[1], height, width)
+    return empty_map(input, shape, is_channels_last(input))
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -56,7 +58,7 @@ _roi_pool_gather = define(
 
 _roi_pool_backward = define(
     f"roi_pool_backward(Tensor grad_out, Tensor input, Tensor rois, {_SETTINGS}) -> Tensor",
-    fake=lambda grad_out, input, *_: empty_map_like(input, input.shape),
+    fake=lambda grad_out, input, *_: empty_map(input, input.shape, is_channels_last(input)),
     backward=_backward_backward,
     save=_save,
 )
@@ -93,8 +95,9 @@ def roi_pool(
         [R, C, h, w] in the dtype of ``input``, under autocast too; channels_last if ``input`` is.
         A bin without a cell on the map is 0. All bins are 0 for a box with a coordinate that is
         not finite and for an index that is not in [0, B) (so -1 may mark padding; a GPU cannot
-        raise without waiting). An inverted box has one cell. Cells that are NaN are passed over;
-        a bin that has no others, or only -infinity, is -infinity.
+        raise without waiting). An inverted box has one cell; a corner farther than 2^31 cells is
+        taken as that far. Cells that are NaN are passed over; a bin that has no others, or only
+        -infinity, is -infinity.
 
     Raises:
         TypeError: Not tensors, or of the wrong kind.

@@ -187,6 +187,10 @@ def _pool_dict(features: Tensor, coarse: Tensor, boxes: Tensor, images: Tensor) 
     return module({"p1": features, "p2": coarse}, [boxes, boxes[:1]], [(10, 12), (9, 11)])
 
 
+def _module_map_and_rois(size: int, random: Random) -> dict[str, Tensor]:
+    return {"input": random.normal(2, 3, 16, 12), "rois": _rois(size, random)}
+
+
 CASES: tuple[OpCase, ...] = (
     OpCase(
         "batched_nms",
@@ -388,6 +392,42 @@ CASES: tuple[OpCase, ...] = (
         tolerance=0,
     ),
     OpCase(
+        "ps_roi_align",
+        _map_and_rois,
+        arguments={"output_size": (3, 1), "spatial_scale": 0.25},
+        gradients=("input",),
+        many=200,
+    ),
+    OpCase(
+        "ps_roi_align",
+        lambda size, random: {"input": random.normal(2, 3, 16, 12), "boxes": random.boxes(size)},
+        call=lambda input, boxes: ops.ps_roi_align(input, [boxes, boxes[:2]], (1, 3), 0.25, 2),
+        variant="list",
+        gradients=("input",),
+        many=200,
+    ),
+    OpCase(
+        "ps_roi_pool",
+        _map_and_rois,
+        arguments={"output_size": (3, 1), "spatial_scale": 0.25},
+        gradients=("input",),
+        many=200,
+    ),
+    OpCase(
+        "PSRoIAlign",
+        _module_map_and_rois,
+        call=ops.PSRoIAlign((1, 3), 0.25, 2),
+        gradients=("input",),
+        many=200,
+    ),
+    OpCase(
+        "PSRoIPool",
+        _module_map_and_rois,
+        call=ops.PSRoIPool((1, 3), 0.25),
+        gradients=("input",),
+        many=200,
+    ),
+    OpCase(
         "remove_small_boxes",
         lambda size, random: {"boxes": random.boxes(size).round()},
         arguments={"min_size": 10.0},
@@ -448,10 +488,7 @@ CASES: tuple[OpCase, ...] = (
     ),
     OpCase(
         "RoIPool",
-        lambda size, random: {
-            "input": random.normal(2, 3, 16, 12),
-            "rois": _rois(size, random),
-        },
+        _module_map_and_rois,
         call=ops.RoIPool(2, 0.25),
         gradients=("input",),
         many=200,

@@ -5,7 +5,8 @@ import math
 
 
 def round_half_away(x):
-    """The nearest integer; halves go away from 0."""
+    """The nearest integer; halves go away from 0. Farther than 2^31 is taken as that far."""
+    x = min(max(x, -(2.0**31)), 2.0**31)
     return math.floor(abs(x) + 0.5) * (1 if x >= 0 else -1)
 
 
