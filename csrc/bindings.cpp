@@ -15,6 +15,7 @@ void bind_box_coding(pybind11::module_& m);
 void bind_box_iou(pybind11::module_& m);
 void bind_box_loss(pybind11::module_& m);
 void bind_boxes(pybind11::module_& m);
+void bind_deform_conv2d(pybind11::module_& m);
 void bind_focal_loss(pybind11::module_& m);
 void bind_heatmap_focal_loss(pybind11::module_& m);
 void bind_match_anchors(pybind11::module_& m);
@@ -45,6 +46,7 @@ PYBIND11_MODULE(_C, m) {
   pydet::bind_box_iou(m);
   pydet::bind_box_loss(m);
   pydet::bind_boxes(m);
+  pydet::bind_deform_conv2d(m);
   pydet::bind_focal_loss(m);
   pydet::bind_heatmap_focal_loss(m);
   pydet::bind_match_anchors(m);

@@ -50,12 +50,13 @@ PYDET_HOST_DEVICE AxisSample<A> sample_clamped(A position, int64_t size) {
   return sample;
 }
 
-// Deformable convolution's border: cells outside are 0, so a position in (-1, size) counts, with
-// those of its two neighbours that exist.
+// Deformable convolution's border: cells outside are 0, so a position in [-1, size) counts, with
+// those of its two neighbours that exist. At -1 the value is 0 and its slope that to the right, as
+// at all integers.
 template <class A>
 PYDET_HOST_DEVICE AxisSample<A> sample_zero_padded(A position, int64_t size) {
   AxisSample<A> sample;
-  if (!(position > A(-1) && position < static_cast<A>(size))) return sample;
+  if (!(position >= A(-1) && position < static_cast<A>(size)) || size < 1) return sample;
   const A floor_of = std::floor(position);
   const int64_t low = static_cast<int64_t>(floor_of);
   if (low >= 0) {

@@ -20,6 +20,8 @@ from pydet.ops.boxes import box_convert as box_convert
 from pydet.ops.boxes import clip_boxes_to_image as clip_boxes_to_image
 from pydet.ops.boxes import masks_to_boxes as masks_to_boxes
 from pydet.ops.boxes import remove_small_boxes as remove_small_boxes
+from pydet.ops.deform_conv2d import DeformConv2d as DeformConv2d
+from pydet.ops.deform_conv2d import deform_conv2d as deform_conv2d
 from pydet.ops.focal_loss import sigmoid_focal_loss as sigmoid_focal_loss
 from pydet.ops.heatmap_focal_loss import heatmap_focal_loss as heatmap_focal_loss
 from pydet.ops.match_anchors import BACKGROUND as BACKGROUND

@@ -45,6 +45,8 @@ void test_zero_padded() {
   CHECK(at(0.25) == 3.5 && at(1.5) == 2);
   CHECK(at(-0.5) == 1.5 && at(-1) == 0 && at(2.5) == -0.5 && at(3) == 0);
   CHECK(at(kNan) == 0 && at(kInf) == 0 && at(-kInf) == 0 && at(1e300) == 0 && at(-1e300) == 0);
+  CHECK(pydet::sample_zero_padded(-1.0, 3).slope_high == 1);
+  CHECK(pydet::sample_zero_padded(-0.5, 0).weight_high == 0);  // no cell at all
 }
 
 // Slopes are the quotients of small differences, away from the integers where the value bends.

@@ -187,6 +187,32 @@ def _pool_dict(features: Tensor, coarse: Tensor, boxes: Tensor, images: Tensor) 
     return module({"p1": features, "p2": coarse}, [boxes, boxes[:1]], [(10, 12), (9, 11)])
 
 
+def _deformed(size: int, random: Random) -> dict[str, Tensor]:
+    """Offsets keep 1/8 away from the integers, where samples bend."""
+    return {
+        "input": random.normal(size, 4, 5, 4),
+        "offset": random.integers(size, 2 * 2 * 6, 5, 4, low=-2, high=2)
+        + random.uniform(size, 2 * 2 * 6, 5, 4, low=0.125, high=0.875),
+        "weight": random.normal(6, 2, 3, 2),
+        "bias": random.normal(6),
+        "mask": random.uniform(size, 2 * 6, 5, 4),
+    }
+
+
+def _without_mask(size: int, random: Random) -> dict[str, Tensor]:
+    tensors = _deformed(size, random)
+    return {name: tensors[name] for name in ("input", "offset", "weight")}
+
+
+def _deform_module(input: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
+    module = ops.DeformConv2d(4, 6, (3, 2), padding=1, dilation=(1, 2), groups=2)
+    module = module.to(device=input.device, dtype=input.dtype)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.fill_(0.25)
+    return module(input, offset, mask)
+
+
 def _module_map_and_rois(size: int, random: Random) -> dict[str, Tensor]:
     return {"input": random.normal(2, 3, 16, 12), "rois": _rois(size, random)}
 
@@ -285,6 +311,38 @@ CASES: tuple[OpCase, ...] = (
             "anchors": random.boxes(size),
         },
         gradients=("deltas", "anchors"),
+    ),
+    OpCase(
+        "deform_conv2d",
+        _deformed,
+        arguments={"padding": 1, "dilation": (1, 2)},
+        gradients=("input", "offset", "weight", "bias", "mask"),
+        second=False,
+        many=40,
+        deterministic="switched",
+    ),
+    OpCase(
+        "deform_conv2d",
+        _without_mask,
+        arguments={"padding": 1, "dilation": (1, 2)},
+        variant="v1",
+        gradients=("input", "offset", "weight"),
+        second=False,
+        many=40,
+        deterministic="switched",
+    ),
+    OpCase(
+        "DeformConv2d",
+        lambda size, random: {
+            name: tensor
+            for name, tensor in _deformed(size, random).items()
+            if name in ("input", "offset", "mask")
+        },
+        call=_deform_module,
+        gradients=("input", "offset", "mask"),
+        second=False,
+        many=40,
+        deterministic="switched",
     ),
     OpCase("distance_box_iou", _two_sets, gradients=("boxes1", "boxes2"), many=700),
     OpCase(
