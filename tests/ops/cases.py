@@ -204,13 +204,23 @@ def _without_mask(size: int, random: Random) -> dict[str, Tensor]:
     return {name: tensors[name] for name in ("input", "offset", "weight")}
 
 
-def _deform_module(input: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
+def _filled_deform_module(device: str, dtype: torch.dtype) -> ops.DeformConv2d:
     module = ops.DeformConv2d(4, 6, (3, 2), padding=1, dilation=(1, 2), groups=2)
-    module = module.to(device=input.device, dtype=input.dtype)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.fill_(0.25)
-    return module(input, offset, mask)
+    for parameter in module.parameters():
+        torch.nn.init.constant_(parameter, 0.25)
+    return module.to(device=device, dtype=dtype)
+
+
+# Made here: torch.compile takes a module as it is, and not its making.
+_DEFORM_MODULES = {
+    (device, dtype): _filled_deform_module(device, dtype)
+    for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else []))
+    for dtype in DTYPES
+}
+
+
+def _deform_module(input: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
+    return _DEFORM_MODULES[input.device.type, input.dtype](input, offset, mask)
 
 
 def _module_map_and_rois(size: int, random: Random) -> dict[str, Tensor]:

@@ -372,3 +372,87 @@ def test_deform_conv2d_module(random, bias):
     compare(*modules, x, offset)
     compare(*modules, x, offset, mask)
     assert isinstance(modules[0], nn.Module)
+
+
+# --- differences on purpose: the rows of docs/torchvision.md ------------------------------------
+
+POINT = torch.tensor([[5.0, 5.0, 5.0, 5.0]])
+
+
+@pytest.mark.parametrize("name", ["box_iou", "generalized_box_iou", "complete_box_iou"])
+def test_overlap_of_two_points(name):
+    """0 / 0 is 0 in pydet."""
+    assert getattr(theirs, name)(POINT, POINT).isnan().all()
+    assert getattr(ops, name)(POINT, POINT).isfinite().all()
+
+
+def test_loss_of_two_points():
+    losses = []
+    for library in (ops, theirs):
+        point = POINT.clone().requires_grad_()
+        loss = library.complete_box_iou_loss(point, POINT, "sum")
+        (grad,) = torch.autograd.grad(loss, point)
+        losses.append((loss.isfinite().item(), grad.isfinite().all().item()))
+    assert losses == [(True, True), (False, False)]
+
+
+def test_sixteen_bits_are_subtracted_in_float32():
+    boxes = torch.tensor([[1.0, 1.0, 1024.0, 1000.0], [0.0, 1.0, 1024.0, 996.0]]).bfloat16()
+    exact = theirs.box_iou(boxes.double(), boxes.double())
+    assert (ops.box_iou(boxes, boxes) - exact).abs().max() < 1e-6
+    assert (theirs.box_iou(boxes, boxes) - exact).abs().max() > 1e-4
+
+
+def test_nan_scores_rank_last():
+    boxes = torch.tensor([[0.0, 0, 9, 9], [20, 20, 29, 29]])
+    scores = torch.tensor([0.5, float("nan")])
+    assert ops.nms(boxes, scores, 0.5).tolist() == [0, 1]
+    assert theirs.nms(boxes, scores, 0.5).tolist() == [1, 0]
+
+
+def test_classes_are_no_offsets():
+    """torchvision moves class c by c (max + 1): negative coordinates make classes meet."""
+    boxes = torch.tensor([[0.0, 0, 1, 1], [-2, -2, -1, -1]])
+    scores, idxs = torch.tensor([0.9, 0.8]), torch.tensor([0, 1])
+    assert ops.batched_nms(boxes, scores, idxs, 0.5).tolist() == [0, 1]
+    assert theirs.batched_nms(boxes, scores, idxs, 0.5).tolist() == [0]
+
+
+def test_sixteen_bits_on_the_cpu():
+    boxes, scores = torch.tensor([[0.0, 0, 9, 9]]).half(), torch.tensor([0.5]).half()
+    assert ops.nms(boxes, scores, 0.5).tolist() == [0]
+    with pytest.raises(RuntimeError, match="Half"):
+        theirs.nms(boxes, scores, 0.5)
+
+
+def test_masks_without_pixels():
+    masks = torch.zeros(3, 0, 4, dtype=torch.bool)
+    assert ops.masks_to_boxes(masks).tolist() == [[0.0] * 4] * 3
+    assert theirs.masks_to_boxes(masks).shape == (0, 4)
+
+
+def test_position_sensitive_bins_without_area():
+    features, rois = torch.ones(1, 4, 8, 8), torch.tensor([[0.0, 2, 2, 2, 2]])
+    assert ops.ps_roi_align(features, rois, 2).eq(0).all()
+    assert theirs.ps_roi_align(features, rois, 2).isnan().all()
+
+
+@pytest.mark.parametrize("name", ["roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool"])
+def test_wrong_regions_are_value_errors(name):
+    features, rois = torch.ones(1, 4, 8, 8), torch.zeros(2, 4)
+    with pytest.raises(ValueError, match=rf"^{name}: boxes must have shape"):
+        getattr(ops, name)(features, rois, 2)
+    with pytest.raises(AssertionError):
+        getattr(theirs, name)(features, rois, 2)
+
+
+def test_regions_have_a_gradient():
+    """The boxes of RoI align are differentiable in pydet."""
+    features = torch.randn(1, 2, 8, 8, dtype=torch.float64)
+    grads = []
+    for library in (ops, theirs):
+        rois = torch.tensor([[0.0, 1.3, 1.7, 6.1, 5.9]], dtype=torch.float64, requires_grad=True)
+        pooled = library.roi_align(features.clone().requires_grad_(), rois, 2, 1.0, 2)
+        grads += torch.autograd.grad(pooled.sum(), rois, allow_unused=True)
+    assert grads[0].isfinite().all() and grads[0][0, 1:].abs().sum() > 0
+    assert grads[1] is None
