@@ -121,7 +121,7 @@ void fold_channels_first(const T* map, int64_t plane, int64_t width, int64_t lan
       const int64_t first = width < kLanes ? begin : std::min(begin, width - kLanes);
       const int64_t count = width < kLanes ? x.end - begin : kLanes;
       fold_rows<T, kIndexed>(map + lane * plane + first, width, y, count, best, row);
-      for (int64_t j = 0; j < count; ++j) {
+      for (int64_t j = begin - first; j < std::min(count, x.end - first); ++j) {
         line.best[(first + j) * kLanes + lane] = best[j];
         if constexpr (kIndexed) line.row[(first + j) * kLanes + lane] = row[j];
       }
@@ -151,12 +151,15 @@ void pool(const RoiPoolParams<acc_t<T>>& params, int64_t r, int64_t channel, int
                  channel * (params.channels_last ? 1 : plane);
   const CellRange columns{bin_cells(place.x, 0, width).begin,
                           bin_cells(place.x, params.pooled_width - 1, width).end};
+  CellRange folded{0, 0};  // the rows in the line: those of the bin before may be the same
   for (int64_t ph = 0; ph < params.pooled_height; ++ph) {
     const CellRange y = bin_cells(place.y, ph, params.height);
     const bool empty = place.image < 0 || y.end <= y.begin;
-    if (!empty && params.channels_last) {
+    const bool ready = empty || (y.begin == folded.begin && y.end == folded.end);
+    folded = y;
+    if (!ready && params.channels_last) {
       fold_channels_last<T, kIndexed>(map, params.channels, width, lanes, y, columns, line);
-    } else if (!empty) {
+    } else if (!ready) {
       fold_channels_first<T, kIndexed>(map, plane, width, lanes, y, columns, line);
     }
     for (int64_t pw = 0; pw < params.pooled_width; ++pw) {
