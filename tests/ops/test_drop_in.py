@@ -287,12 +287,15 @@ def test_ps_roi_align(random, dtype, count, output_size, scale, sampling_ratio):
 @given(randoms, dtypes, counts, sizes, scales)
 def test_ps_roi_pool(random, dtype, count, output_size, scale):
     features, rois = features_and_rois(random, dtype, count, channels=2 * output_size**2)
-    # Away from the last row and column, where torchvision's gradient is that of something else.
-    rois[:, 1:] = rois[:, 1:].clamp(max=11 / scale)
     for boxes in (rois, as_list(rois)):
-        compare_function("ps_roi_pool", features, boxes, output_size, scale, dtype=dtype)
+        compare_function(
+            "ps_roi_pool", features, boxes, output_size, scale, dtype=dtype, gradient=False
+        )
+    # torchvision pools all but the last row and column, and gives those a gradient all the same.
+    inside = rois.clamp(max=10 / scale)
+    compare_function("ps_roi_pool", features, inside, output_size, scale, dtype=dtype)
     modules = [library.PSRoIPool(output_size, scale) for library in (ops, theirs)]
-    compare(*modules, features, rois, dtype=dtype)
+    compare(*modules, features, inside, dtype=dtype)
     assert repr(modules[0]) == repr(modules[1])
 
 
