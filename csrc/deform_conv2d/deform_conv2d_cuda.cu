@@ -33,7 +33,7 @@ __host__ __device__ int64_t num_shares(const DeformConvParams<T>& params) {
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     deform_im2col_kernel(DeformConvParams<T> params, T* columns) {
   using A = acc_t<T>;
   const int64_t taps = params.kernel_height * params.kernel_width;
