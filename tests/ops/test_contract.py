@@ -115,22 +115,23 @@ def test_empty(case: OpCase, device: torch.device):
 
 @each_case
 def test_layouts(case: OpCase, device: torch.device):
-    """Strides, offsets and memory formats change no bit."""
-    tensors = case.tensors(6, device=device)
-    wanted = run_with_gradients(case, tensors)
-    for name, tensor in tensors.items():
-        for layout, same in layouts(tensor):
-            leaf = same.detach().requires_grad_(name in case.gradients)
-            others = {key: value for key, value in tensors.items() if key != name}
-            results = case.run(**others, **{name: leaf})
-            for x, y in zip(results, wanted, strict=False):
-                torch.testing.assert_close(x, y, rtol=0, atol=0, equal_nan=True)
-            floating = [result for result in results if result.requires_grad]
-            if floating and name in case.gradients:
-                sum((r.double() * weights_like(r)).sum() for r in floating).backward()
-                position = len(results) + case.gradients.index(name)
-                assert leaf.grad is not None
-                assert_equal([leaf.grad], [wanted[position]], f"{name} {layout}")
+    """Strides, offsets and memory formats change no bit (of what is deterministic)."""
+    with deterministic_algorithms():
+        tensors = case.tensors(6, device=device)
+        wanted = run_with_gradients(case, tensors)
+        for name, tensor in tensors.items():
+            for layout, same in layouts(tensor):
+                leaf = same.detach().requires_grad_(name in case.gradients)
+                others = {key: value for key, value in tensors.items() if key != name}
+                results = case.run(**others, **{name: leaf})
+                for x, y in zip(results, wanted, strict=False):
+                    torch.testing.assert_close(x, y, rtol=0, atol=0, equal_nan=True)
+                floating = [result for result in results if result.requires_grad]
+                if floating and name in case.gradients:
+                    sum((r.double() * weights_like(r)).sum() for r in floating).backward()
+                    position = len(results) + case.gradients.index(name)
+                    assert leaf.grad is not None
+                    assert_equal([leaf.grad], [wanted[position]], f"{name} {layout}")
 
 
 @needs_cuda
