@@ -72,6 +72,29 @@ def top_candidates(
     return Candidates(torch.cat(anchor_idxs, 1), torch.cat(labels, 1), scores)
 
 
+def top_candidates_per_class(
+    logits: Tensor, score_threshold: float, max_per_class: int
+) -> Candidates:
+    """The best anchors of each class, by a softmax of their logits with the background.
+
+    Args:
+        logits: [B, A, K + 1], the background last.
+        score_threshold: Pairs of anchor and class must score more.
+        max_per_class: Most pairs of a class.
+
+    Returns:
+        N = K · min(max_per_class, A), class after class. The background is no candidate. A NaN
+        scores -inf, and so do all classes of its anchor.
+    """
+    num_classes = logits.shape[2] - 1
+    scores = at_least_float32(logits).softmax(2)[..., :num_classes].transpose(1, 2)  # [B, K, A]
+    # Before the search: NaN would be found first and leave no place for numbers.
+    scores = scores.masked_fill(~(scores > score_threshold), float("-inf"))
+    scores, anchor_idxs = scores.topk(min(max_per_class, logits.shape[1]), dim=2)
+    labels = torch.arange(num_classes, device=logits.device)[:, None].expand_as(anchor_idxs)
+    return Candidates(anchor_idxs.flatten(1), labels.flatten(1), scores.flatten(1))
+
+
 def at_least_float32(x: Tensor) -> Tensor:
     """Half precision as float32, anything else as it is."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -14,6 +14,7 @@ from pydet.postprocess import (
     select_detections,
     to_list,
     top_candidates,
+    top_candidates_per_class,
 )
 from pydet.structures import ImageBatch
 
@@ -61,11 +62,66 @@ def test_a_nan_logit_is_no_candidate():
     )
 
 
+@given(
+    st.integers(0, 2**31),
+    st.integers(0, 12),
+    st.integers(1, 5),
+    st.integers(1, 20),
+    st.sampled_from([0.0, 0.1, 0.9]),
+)
+def test_candidates_per_class_are_the_best_anchors_of_each(seed, anchors, classes, most, threshold):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(2, anchors, classes + 1, generator=generator).double()
+    found = top_candidates_per_class(logits, threshold, most)
+    width = classes * min(most, anchors)
+    assert found.scores.shape == found.labels.shape == found.anchor_idxs.shape == (2, width)
+    for b in range(2):
+        expected = {}
+        for k in range(classes):
+            scores = []
+            for a in range(anchors):
+                exponentials = [math.exp(x) for x in logits[b, a].tolist()]
+                scores.append((exponentials[k] / sum(exponentials), a))
+            best = sorted(scores, reverse=True)[:most]
+            expected |= {(a, k): score for score, a in best if score > threshold}
+        rows = zip(found.scores[b], found.anchor_idxs[b], found.labels[b], strict=True)
+        got = {(int(a), int(k)): float(s) for s, a, k in rows if s > -math.inf}
+        assert got == pytest.approx(expected, abs=1e-12)
+
+
+def test_background_is_no_candidate_and_takes_its_share_of_the_score():
+    logits = torch.tensor([[[0.0, math.log(2.0), math.log(5.0)]]])  # 1/8, 2/8, background 5/8
+    found = top_candidates_per_class(logits, 0.05, 4)
+    assert found.labels.tolist() == [[0, 1]]
+    torch.testing.assert_close(found.scores, torch.tensor([[0.125, 0.25]]))
+
+
+def test_anchor_with_a_nan_is_no_candidate_and_takes_no_place():
+    logits = torch.tensor([[[math.nan, 2.0, 0], [1.0, 0, 0], [0.5, 0.2, 0], [-math.inf, 1.0, 0]]])
+    found = top_candidates_per_class(logits, 0.05, 2)
+    assert not found.scores.isnan().any()
+    assert found.anchor_idxs.tolist() == [[1, 2, 3, 2]]
+    assert found.labels.tolist() == [[0, 0, 1, 1]]
+
+
+@pytest.mark.parametrize("find", [top_candidates, top_candidates_per_class])
+def test_candidates_are_traced_whole_for_all_sizes(find):
+    def run(logits):
+        return find(logits, *([[logits.shape[1]]] if find is top_candidates else []), 0.3, 5)
+
+    compiled = torch.compile(run, fullgraph=True, dynamic=True, backend="eager")
+    for shape in [(2, 9, 4), (3, 30, 4)]:
+        logits = torch.randn(shape)
+        for a, b in zip(run(logits), compiled(logits), strict=True):
+            assert torch.equal(a, b)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_scores_are_at_least_float32(dtype):
-    found = top_candidates(torch.zeros(1, 2, 2, dtype=dtype), [2], 0.05, 4)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    assert found.scores.dtype == at_least_float32(torch.zeros(1, dtype=dtype)).dtype == wide
+    logits = torch.zeros(1, 2, 2, dtype=dtype)
+    for found in (top_candidates(logits, [2], 0.05, 4), top_candidates_per_class(logits, 0.05, 4)):
+        assert found.scores.dtype == at_least_float32(logits).dtype == wide
 
 
 def test_suppression_is_within_a_class_and_an_image(device):
