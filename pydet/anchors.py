@@ -155,3 +155,8 @@ class AnchorGenerator:
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_cache": OrderedDict()}  # copies and pickles make their own
+
+
+def permute_to_anchors(x: Tensor, last: int) -> Tensor:
+    """[B, A·last, Hl, Wl] to [B, Hl·Wl·A, last]: in channels_last memory the same bytes."""
+    return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, last)

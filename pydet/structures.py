@@ -8,7 +8,7 @@ D detections of an image, ΣG the boxes of all images of a batch together.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TypedDict
 
 import torch
@@ -107,6 +107,8 @@ class PackedTargets:
             background either.
         offsets: [B + 1] int64.
         num_invalid: [] int64, how many boxes are invalid.
+        image_sizes: [B, 2] float32 (height, width) of each image's content; infinite where boxes
+            were packed without sizes.
     """
 
     boxes: Tensor
@@ -114,21 +116,20 @@ class PackedTargets:
     ignored: Tensor
     offsets: Tensor
     num_invalid: Tensor
+    image_sizes: Tensor
 
     def __len__(self) -> int:
         return self.offsets.shape[0] - 1
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "PackedTargets":
         """The same targets on another device."""
-        fields = ("boxes", "labels", "ignored", "offsets", "num_invalid")
         return PackedTargets(
-            *(getattr(self, f).to(device, non_blocking=non_blocking) for f in fields)
+            *(getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self))
         )
 
     def pin_memory(self) -> "PackedTargets":
         """The same targets in pinned memory (DataLoader calls this)."""
-        fields = ("boxes", "labels", "ignored", "offsets", "num_invalid")
-        return PackedTargets(*(getattr(self, f).pin_memory() for f in fields))
+        return PackedTargets(*(getattr(self, f.name).pin_memory() for f in fields(self)))
 
     def check_labels(self, num_classes: int, op: str = "PackedTargets") -> None:
         """Refuses a label outside of 0 ... num_classes - 1. On a GPU this waits for the device.
@@ -170,9 +171,13 @@ def pack_targets(
         _check_target(op, index, target)
     counts = [target["labels"].shape[0] for target in targets]
     offsets = torch.tensor([sum(counts[:i]) for i in range(len(counts) + 1)])
+    known = [(math.inf, math.inf)] * len(targets) if sizes is None else sizes
+    image_sizes = torch.tensor(known, dtype=torch.float32).reshape(-1, 2)
     if not targets:
         none = torch.zeros(0, dtype=torch.int64)
-        return PackedTargets(torch.zeros(0, 4), none, none.bool(), offsets, torch.tensor(0))
+        return PackedTargets(
+            torch.zeros(0, 4), none, none.bool(), offsets, torch.tensor(0), image_sizes
+        )
     device = targets[0]["boxes"].device
     boxes = torch.cat([target["boxes"].to(torch.float32) for target in targets])  # [ΣG, 4]
     labels = torch.cat([target["labels"].to(torch.int64) for target in targets])
@@ -186,13 +191,14 @@ def pack_targets(
     )
     valid = boxes.isfinite().all(1)
     if sizes is not None:
-        limits = torch.tensor([(w, h, w, h) for h, w in sizes], dtype=torch.float32)
+        limits = image_sizes.flip(1).repeat(1, 2)  # [B, 4]: width, height, width, height
         limits = limits.repeat_interleave(torch.tensor(counts), dim=0)  # [ΣG, 4]
         boxes = torch.minimum(boxes.clamp(min=0), _to_device(limits, device))
     valid &= (boxes[:, 2:] > boxes[:, :2]).all(1)
     boxes = torch.where(valid[:, None], boxes, math.nan)
     num_invalid = valid.logical_not().sum()
-    return PackedTargets(boxes, labels, ignored, _to_device(offsets, device), num_invalid)
+    offsets, image_sizes = _to_device(offsets, device), _to_device(image_sizes, device)
+    return PackedTargets(boxes, labels, ignored, offsets, num_invalid, image_sizes)
 
 
 def _check_target(op: str, index: int, target: Target) -> None:

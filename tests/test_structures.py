@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Packed targets: offsets, clipping, invalid boxes counted, errors in words."""
 
+import dataclasses
 import math
 
 import pytest
@@ -36,6 +37,9 @@ def test_boxes_are_clipped_to_their_own_image():
         [target([[-5, -5, 50, 50]]), target([[-5, -5, 50, 50]])], [(20, 30), (40, 10)]
     )
     assert packed.boxes.tolist() == [[0, 0, 30, 20], [0, 0, 10, 40]]
+    assert packed.image_sizes.tolist() == [[20, 30], [40, 10]]
+    unlimited = pack_targets([target([]), target([])])
+    assert unlimited.image_sizes.tolist() == [[math.inf, math.inf]] * 2
 
 
 def test_ignored_boxes_are_marked():
@@ -139,7 +143,7 @@ def test_original_scale_is_x_then_y():
 def test_to_moves_every_tensor(device):
     packed = pack_targets([target([[0, 0, 1, 1]])]).to(device)
     assert isinstance(packed, PackedTargets)
-    parts = (packed.boxes, packed.labels, packed.ignored, packed.offsets, packed.num_invalid)
+    parts = [getattr(packed, field.name) for field in dataclasses.fields(packed)]
     assert all(part.device.type == device.type for part in parts)
     batch = ImageBatch(torch.zeros(1, 3, 4, 4), ((4, 4),), ((4, 4),)).to(device)
     assert batch.images.device.type == device.type

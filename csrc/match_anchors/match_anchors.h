@@ -5,10 +5,11 @@
 // that it is background, -2 that it is neither. matched_ious[b, i] is the anchor's highest IoU in
 // that image, whatever the index says. The contract in full is that of pydet.ops.match_anchors.
 //
-// All arrays are contiguous: anchors [A, 4] serve every image; the ground truth of the images is
-// packed, gt_boxes [num_gt, 4], image b having rows offsets[b] to offsets[b + 1]. `offsets` may be
-// null for a single image, `gt_ignored` where no box is to be ignored. Offsets that do not fit are
-// clamped into [0, num_gt]: nothing is read outside of gt_boxes. num_gt is at most 2^31 - 1.
+// All arrays are contiguous: anchors [A, 4] serve every image, or [B, A, 4] are each image's own;
+// the ground truth of the images is packed, gt_boxes [num_gt, 4], image b having rows offsets[b] to
+// offsets[b + 1]. `offsets` may be null for a single image, `gt_ignored` where no box is to be
+// ignored. Offsets that do not fit are clamped into [0, num_gt]: nothing is read outside of
+// gt_boxes. num_gt is at most 2^31 - 1.
 //
 // The anchors are read by pieces that stay in registers or the first-level cache while the ground
 // truths pass by. The low-quality rule needs the highest IoU of each ground truth before any result
@@ -31,6 +32,7 @@ struct MatchParams {
   double bg_iou_threshold;
   bool allow_low_quality_matches;
   bool best_anchor_for_each_gt;
+  bool own_anchors;  // each image has its own: anchors is [B, A, 4]
 
   bool need_highest() const { return allow_low_quality_matches || best_anchor_for_each_gt; }
 };

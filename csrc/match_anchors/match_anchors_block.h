@@ -66,9 +66,14 @@ template <class T>
 struct Job {
   const T* anchors;
   int64_t num_anchors;
+  bool own_anchors;
   const Image<acc_t<T>>* images;
   int64_t* matched_idxs;
   acc_t<T>* matched_ious;
+
+  const T* anchors_of(int64_t b) const {
+    return own_anchors ? anchors + 4 * b * num_anchors : anchors;
+  }
 };
 
 // The anchors of one block as a structure of arrays. One with a NaN, or beyond the last, is an

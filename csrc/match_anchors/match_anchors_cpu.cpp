@@ -24,8 +24,9 @@ struct MatchBlock {
                   A fg_iou_threshold, A bg_iou_threshold, bool note_highest) {
     const int64_t begin = number * kBlock, count = std::min(kBlock, job->num_anchors - begin);
     Block<A> block;
-    block.load_from(job->anchors + 4 * begin, count);
     for (int64_t b = image_begin; b < image_end; ++b) {
+      if (b == image_begin || job->own_anchors)
+        block.load_from(job->anchors_of(b) + 4 * begin, count);
       const Image<A>& image = job->images[b];
       alignas(64) bits_t<A> best[kBlock], argmax[kBlock];
       const bits_t<A> first = image.num_truths > 0 ? image.truths[0].index : -1;
@@ -89,7 +90,7 @@ struct RestoreTies {
 
   static void run(const Job<T>* job, int64_t b, int64_t k) {
     const Image<A>& image = job->images[b];
-    for_each_tie(*job, image, k, [&](const Block<A>& block, int64_t j, int64_t i) {
+    for_each_tie(*job, b, k, [&](const Block<A>& block, int64_t j, int64_t i) {
       int64_t* idx = job->matched_idxs + b * job->num_anchors + i;
       if (__atomic_load_n(idx, __ATOMIC_RELAXED) < 0) {
         const A best = job->matched_ious[b * job->num_anchors + i];
@@ -100,9 +101,10 @@ struct RestoreTies {
   }
 
   // Calls body(block, place in the block, anchor) for the anchors that tie with the highest quality
-  // of ground truth k, in their order, for as long as it returns true.
+  // of ground truth k of image b, in their order, for as long as it returns true.
   template <class Body>
-  static void for_each_tie(const Job<T>& job, const Image<A>& image, int64_t k, const Body& body) {
+  static void for_each_tie(const Job<T>& job, int64_t b, int64_t k, const Body& body) {
+    const Image<A>& image = job.images[b];
     const Truth<A>& truth = image.truths[k];
     const Highest& highest = image.highest[k];
     const bits_t<A> wanted = static_cast<bits_t<A>>(highest.quality.load());
@@ -111,7 +113,7 @@ struct RestoreTies {
     for (int64_t number = first; number <= last; ++number) {
       const int64_t begin = number * kBlock, count = std::min(kBlock, job.num_anchors - begin);
       Block<A> block;
-      block.load_from(job.anchors + 4 * begin, count);
+      block.load_from(job.anchors_of(b) + 4 * begin, count);
       if (!block.touches(truth.box)) continue;
       bool tie[kBlock];
       for (int64_t j = 0; j < kBlock; ++j) {
@@ -144,7 +146,7 @@ struct FindBestAnchor {
     const Image<acc_t<T>>& image = job->images[b];
     *best_anchor = -1;
     if (image.highest[k].quality.load() == 0) return;
-    RestoreTies<T>::for_each_tie(*job, image, k, [&](const auto&, int64_t, int64_t i) {
+    RestoreTies<T>::for_each_tie(*job, b, k, [&](const auto&, int64_t, int64_t i) {
       *best_anchor = i;
       return false;
     });
@@ -238,7 +240,8 @@ void match_anchors(int64_t num_images, int64_t num_anchors, int64_t num_gt, cons
   if (num_images == 0 || num_anchors == 0) return;
   const bool need_highest = params.need_highest();
   const Truths<T> truths(num_images, num_gt, gt_boxes, gt_ignored, offsets, need_highest);
-  const Job<T> job{anchors, num_anchors, truths.images.data(), matched_idxs, matched_ious};
+  const Job<T> job{anchors,      num_anchors, params.own_anchors, truths.images.data(),
+                   matched_idxs, matched_ious};
   const int64_t blocks = (num_anchors + kBlock - 1) / kBlock;
   const A fg = static_cast<A>(params.fg_iou_threshold);
   const A bg = static_cast<A>(params.bg_iou_threshold);

@@ -89,7 +89,8 @@ __device__ void load_tile(Tile<acc_t<T>>& tile, const T* gt_boxes, const bool* g
   __syncthreads();
 }
 
-// A thread's anchor. One with a NaN, or beyond the last, is an empty box, which overlaps nothing.
+// A thread's anchor, of the set number `image`. One with a NaN, or beyond the last, is an empty
+// box, which overlaps nothing.
 template <class A>
 struct Anchor {
   Box<A> box;
@@ -98,11 +99,12 @@ struct Anchor {
 };
 
 template <class T>
-__device__ Anchor<acc_t<T>> load_anchor(const T* anchors, int64_t i, int64_t num_anchors) {
+__device__ Anchor<acc_t<T>> load_anchor(const T* anchors, int64_t image, int64_t i,
+                                        int64_t num_anchors) {
   Anchor<acc_t<T>> anchor{};
   anchor.exists = i < num_anchors;
   if (anchor.exists) {
-    anchor.box = load_box(anchors, i);
+    anchor.box = load_box(anchors, image * num_anchors + i);
     anchor.valid = !has_nan(anchor.box);
     if (!anchor.valid) anchor.box = Box<acc_t<T>>{};
   }
@@ -115,15 +117,16 @@ __device__ Anchor<acc_t<T>> load_anchor(const T* anchors, int64_t i, int64_t num
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     highest_quality_kernel(int64_t num_images, int64_t num_anchors, int64_t num_gt,
-                           const T* anchors, const T* gt_boxes, const bool* gt_ignored,
-                           const int64_t* offsets, bits_t<acc_t<T>>* highest) {
+                           bool own_anchors, const T* anchors, const T* gt_boxes,
+                           const bool* gt_ignored, const int64_t* offsets,
+                           bits_t<acc_t<T>>* highest) {
   using A = acc_t<T>;
   __shared__ Tile<A> tile;
   const int64_t blocks = ceil_div<int64_t>(num_anchors, kThreads);
   for (int64_t piece = blockIdx.x; piece < num_images * blocks; piece += gridDim.x) {
     const int64_t b = piece / blocks;
-    const Anchor<A> anchor =
-        load_anchor(anchors, piece % blocks * kThreads + threadIdx.x, num_anchors);
+    const Anchor<A> anchor = load_anchor(anchors, own_anchors ? b : 0,
+                                         piece % blocks * kThreads + threadIdx.x, num_anchors);
     const Range range = range_of(offsets, b, num_gt);
     for (int64_t begin = range.begin; begin < range.end; begin += kTile) {
       const int count = static_cast<int>(min_of<int64_t>(kTile, range.end - begin));
@@ -153,10 +156,10 @@ __device__ inline void note_anchor(unsigned long long* best, int64_t i, int64_t 
 // anchors are asked for, `best_anchors` [num_gt], zeros at first, where the latter are not.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    match_anchors_kernel(int64_t num_images, int64_t num_anchors, int64_t num_gt, const T* anchors,
-                         const T* gt_boxes, const bool* gt_ignored, const int64_t* offsets,
-                         acc_t<T> fg_iou_threshold, acc_t<T> bg_iou_threshold,
-                         const bits_t<acc_t<T>>* highest, bool restore,
+    match_anchors_kernel(int64_t num_images, int64_t num_anchors, int64_t num_gt, bool own_anchors,
+                         const T* anchors, const T* gt_boxes, const bool* gt_ignored,
+                         const int64_t* offsets, acc_t<T> fg_iou_threshold,
+                         acc_t<T> bg_iou_threshold, const bits_t<acc_t<T>>* highest, bool restore,
                          unsigned long long* best_anchors, int64_t* matched_idxs,
                          acc_t<T>* matched_ious) {
   using A = acc_t<T>;
@@ -165,7 +168,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t piece = blockIdx.x; piece < num_images * blocks; piece += gridDim.x) {
     const int64_t b = piece / blocks;
     const int64_t i = piece % blocks * kThreads + threadIdx.x;
-    const Anchor<A> anchor = load_anchor(anchors, i, num_anchors);
+    const Anchor<A> anchor = load_anchor(anchors, own_anchors ? b : 0, i, num_anchors);
     const Range range = range_of(offsets, b, num_gt);
     A best = A(0);
     int argmax = -1;
@@ -261,12 +264,12 @@ const char* match_anchors(int64_t num_images, int64_t num_anchors, int64_t num_g
         cudaMemsetAsync(workspace, 0, match_anchors_workspace_bytes(num_gt, params), stream);
     if (error != cudaSuccess) return cudaGetErrorString(error);
     launch(highest_quality_kernel<T>, grid, kThreads, 0, stream, num_images, num_anchors, num_gt,
-           anchors, gt_boxes, gt_ignored, offsets, highest);
+           params.own_anchors, anchors, gt_boxes, gt_ignored, offsets, highest);
   }
   launch(match_anchors_kernel<T>, grid, kThreads, 0, stream, num_images, num_anchors, num_gt,
-         anchors, gt_boxes, gt_ignored, offsets, static_cast<A>(params.fg_iou_threshold),
-         static_cast<A>(params.bg_iou_threshold), highest, params.allow_low_quality_matches,
-         best_anchors, matched_idxs, matched_ious);
+         params.own_anchors, anchors, gt_boxes, gt_ignored, offsets,
+         static_cast<A>(params.fg_iou_threshold), static_cast<A>(params.bg_iou_threshold), highest,
+         params.allow_low_quality_matches, best_anchors, matched_idxs, matched_ious);
   if (best_anchors != nullptr) {
     launch(give_best_anchors_kernel, grid_size(num_images, 1), kThreads, 0, stream, num_images,
            num_anchors, num_gt, offsets, best_anchors, matched_idxs);

@@ -15,8 +15,12 @@ constexpr const char* kOp = "match_anchors";
 void check_inputs(const at::Tensor& anchors, const at::Tensor& gt_boxes,
                   const std::optional<at::Tensor>& gt_ignored,
                   const std::optional<at::Tensor>& offsets) {
-  TORCH_CHECK_VALUE(anchors.dim() == 2 && anchors.size(1) == 4, kOp,
-                    ": anchors must have shape [A, 4], got ", anchors.sizes());
+  TORCH_CHECK_VALUE((anchors.dim() == 2 || anchors.dim() == 3) && anchors.size(-1) == 4, kOp,
+                    ": anchors must have shape [A, 4] or [B, A, 4], got ", anchors.sizes());
+  TORCH_CHECK_VALUE(
+      anchors.dim() == 2 ||
+          (offsets.has_value() && offsets->dim() == 1 && offsets->size(0) == anchors.size(0) + 1),
+      kOp, ": anchors [B, A, 4] must come with offsets [B + 1], got ", anchors.sizes());
   TORCH_CHECK_VALUE(gt_boxes.dim() == 2 && gt_boxes.size(1) == 4, kOp,
                     ": gt_boxes must have shape [G, 4], got ", gt_boxes.sizes());
   check_alike(kOp, "gt_boxes", gt_boxes, "anchors", anchors);
@@ -51,7 +55,7 @@ void check_offsets(const int64_t* offsets, int64_t num_images, int64_t num_gt) {
                     num_gt, "), got ", at::IntArrayRef(offsets, num_images + 1));
 }
 
-// anchors [A, 4], gt_boxes [G, 4], gt_ignored [G], offsets [B + 1]
+// anchors [A, 4] or [B, A, 4], gt_boxes [G, 4], gt_ignored [G], offsets [B + 1]
 // -> matched_idxs and matched_ious [A], or [B, A] with offsets
 std::tuple<at::Tensor, at::Tensor> match_anchors(
     const at::Tensor& anchors, const at::Tensor& gt_boxes, double fg_iou_threshold,
@@ -59,8 +63,8 @@ std::tuple<at::Tensor, at::Tensor> match_anchors(
     const std::optional<at::Tensor>& gt_ignored, const std::optional<at::Tensor>& offsets) {
   check_inputs(anchors, gt_boxes, gt_ignored, offsets);
   const MatchParams params{fg_iou_threshold, bg_iou_threshold, allow_low_quality_matches,
-                           best_anchor_for_each_gt};
-  const int64_t num_anchors = anchors.size(0), num_gt = gt_boxes.size(0);
+                           best_anchor_for_each_gt, anchors.dim() == 3};
+  const int64_t num_anchors = anchors.size(-2), num_gt = gt_boxes.size(0);
   const int64_t num_images = offsets.has_value() ? offsets->size(0) - 1 : 1;
   const at::Tensor a = anchors.contiguous(), gt = gt_boxes.contiguous();
   const at::Tensor ignored = gt_ignored.has_value() ? gt_ignored->contiguous() : at::Tensor();

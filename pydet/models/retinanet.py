@@ -24,14 +24,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pydet.anchors import AnchorGenerator
+from pydet.anchors import AnchorGenerator, permute_to_anchors
+from pydet.assignment import AnchorTargets, assign_by_iou
 from pydet.backbones.resnet import ResNet
 from pydet.layers.fpn import FPN, ExtraFrom
 from pydet.layers.norm import Norm, make_norm
 from pydet.models._detector import Detector
 from pydet.models._registry import override, register_model
-from pydet.ops import decode_boxes, encode_boxes, match_anchors, sigmoid_focal_loss
-from pydet.ops.match_anchors import BACKGROUND
+from pydet.ops import decode_boxes, encode_boxes, sigmoid_focal_loss
 from pydet.postprocess import (
     PaddedDetections,
     at_least_float32,
@@ -152,19 +152,6 @@ class RetinaNetHead(nn.Module):
         )
 
 
-def permute_to_anchors(x: Tensor, last: int) -> Tensor:
-    """[B, A·last, Hl, Wl] to [B, Hl·Wl·A, last]: in channels_last memory the same bytes."""
-    return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, last)
-
-
-class AnchorTargets(NamedTuple):
-    """What each anchor is to learn."""
-
-    labels: Tensor  # [B, A] int64: a class, BACKGROUND (-1) or IGNORED (-2)
-    boxes: Tensor  # [B, A, 4]: the box to predict; the anchor itself where there is none
-    foreground: Tensor  # [B, A] bool
-
-
 def assign_targets(
     anchors: Tensor, targets: PackedTargets, config: RetinaNetConfig
 ) -> AnchorTargets:
@@ -178,28 +165,12 @@ def assign_targets(
         targets: In the same pixels.
         config: For its thresholds.
     """
-    matched, ious = match_anchors(
+    return assign_by_iou(
         anchors,
-        targets.boxes.to(anchors.dtype),
+        targets,
         config.fg_iou_threshold,
         config.bg_iou_threshold,
-        config.low_quality_matches,
-        gt_ignored=targets.ignored,
-        offsets=targets.offsets,
-    )  # [B, A] each
-    # The best anchor of a box that no anchor touches would be any anchor.
-    matched = torch.where((matched >= 0) & (ious <= 0), BACKGROUND, matched)
-    foreground = matched >= 0
-    # Rows of the packed boxes; one more row, at the end, for the anchors without a box, so that
-    # there is something to take even in a batch without any.
-    num_boxes = targets.boxes.shape[0]
-    rows = torch.where(foreground, matched + targets.offsets[:-1, None], num_boxes)
-    labels = F.pad(targets.labels, (0, 1))[rows]
-    boxes = F.pad(targets.boxes, (0, 0, 0, 1))[rows].to(anchors.dtype)
-    return AnchorTargets(
-        torch.where(foreground, labels, matched),
-        torch.where(foreground[..., None], boxes, anchors),
-        foreground,
+        low_quality_matches=config.low_quality_matches,
     )
 
 

@@ -46,7 +46,7 @@ def _fake(
     gt_ignored: Tensor | None,
     offsets: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    shape: Any = (anchors.shape[0],)
+    shape: Any = (anchors.shape[-2],)
     if offsets is not None:
         shape = (offsets.shape[0] - 1, *shape)
     wide = torch.float64 if anchors.dtype == torch.float64 else torch.float32
@@ -85,8 +85,8 @@ def match_anchors(
     thresholds 0.7 and 0.4, the first anchor (IoU 1) gets 0 and the second (IoU 0.5) gets -2.
 
     Args:
-        anchors: [A, 4] xyxy, the same for all images; floating, or integers, which are taken
-            exactly.
+        anchors: [A, 4] xyxy, the same for all images, or with ``offsets`` [B, A, 4], those of each
+            image (proposals); floating, or integers, which are taken exactly.
         gt_boxes: [G, 4] xyxy, the ground truth of one image; with ``offsets`` that of a batch,
             one image after the other. Same dtype, device and unit as the anchors.
         fg_iou_threshold: IoU from which an anchor is foreground; compared, like the other, in the
@@ -127,7 +127,9 @@ def match_anchors(
     (Liu et al., 2016, section 2.2, "Matching strategy").
     """
     op = "match_anchors"
-    check_boxes(op, "anchors", anchors, "[A, 4]")
+    check_tensor(op, "anchors", anchors)
+    wanted = "[A, 4], or [B, A, 4] with offsets [B + 1]"
+    check_shape(op, "anchors", anchors, wanted, lambda s: len(s) in (2, 3) and s[-1] == 4)
     check_boxes(op, "gt_boxes", gt_boxes, "[G, 4]")
     check_same_dtype(op, "gt_boxes", gt_boxes, "anchors", anchors)
     check_same_device(op, "gt_boxes", gt_boxes, "anchors", anchors)
@@ -143,14 +145,16 @@ def match_anchors(
     if gt_ignored is not None:
         check_tensor(op, "gt_ignored", gt_ignored)
         check_dtype(op, "gt_ignored", gt_ignored, (torch.bool,))
-        wanted = gt_boxes.shape[:1]
-        check_shape(op, "gt_ignored", gt_ignored, "[G] of gt_boxes", lambda s: s == wanted)
+        all_gt = gt_boxes.shape[:1]
+        check_shape(op, "gt_ignored", gt_ignored, "[G] of gt_boxes", lambda s: s == all_gt)
         check_same_device(op, "gt_ignored", gt_ignored, "anchors", anchors)
     if offsets is not None:
         check_tensor(op, "offsets", offsets)
         check_dtype(op, "offsets", offsets, (torch.int64,))
         check_shape(op, "offsets", offsets, "[B + 1]", lambda s: len(s) == 1 and s[0] >= 1)
         check_same_device(op, "offsets", offsets, "anchors", anchors)
+    images = -1 if offsets is None else offsets.shape[0] - 1
+    check_shape(op, "anchors", anchors, wanted, lambda s: len(s) == 2 or s[0] == images)
     exact = not anchors.is_floating_point()
     if exact:
         anchors, gt_boxes = anchors.double(), gt_boxes.double()

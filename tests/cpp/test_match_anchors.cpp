@@ -85,10 +85,12 @@ void match_all_pairs(const std::vector<T>& anchors, const std::vector<T>& gt, co
 }
 
 template <class T>
-void test(int64_t num_anchors, const std::vector<int64_t>& offsets, int rules, bool nan) {
+void test(int64_t num_anchors, const std::vector<int64_t>& offsets, int rules, bool nan,
+          bool own_anchors = false) {
   const int64_t num_images = static_cast<int64_t>(offsets.size()) - 1, num_gt = offsets.back();
-  const pydet::MatchParams params{0.5, 0.4, (rules & 1) != 0, (rules & 2) != 0};
-  std::vector<T> anchors = random_boxes<T>(num_anchors, 1), gt = random_boxes<T>(num_gt, 2);
+  const pydet::MatchParams params{0.5, 0.4, (rules & 1) != 0, (rules & 2) != 0, own_anchors};
+  const int64_t sets = own_anchors ? num_images : 1;
+  std::vector<T> anchors = random_boxes<T>(sets * num_anchors, 1), gt = random_boxes<T>(num_gt, 2);
   const std::unique_ptr<bool[]> ignored(new bool[num_gt + 1]);
   for (int64_t g = 0; g < num_gt; ++g) ignored[g] = g % 11 == 3;
   if (nan) {
@@ -97,7 +99,9 @@ void test(int64_t num_anchors, const std::vector<int64_t>& offsets, int rules, b
   }
   Matches<T> wanted;
   for (int64_t b = 0; b < num_images; ++b) {
-    match_all_pairs(anchors, gt, ignored.get(), offsets[b], offsets[b + 1], params, &wanted);
+    const T* own = anchors.data() + (own_anchors ? 4 * b * num_anchors : 0);
+    match_all_pairs({own, own + 4 * num_anchors}, gt, ignored.get(), offsets[b], offsets[b + 1],
+                    params, &wanted);
   }
   const size_t size = num_images * num_anchors;
   Matches<T> cpu{std::vector<int64_t>(size, 77), std::vector<T>(size, 77)}, cuda = cpu;
@@ -119,7 +123,7 @@ void test(int64_t num_anchors, const std::vector<int64_t>& offsets, int rules, b
 // Offsets that do not fit read nothing outside of the ground truth.
 void test_offsets() {
   const std::vector<float> boxes = random_boxes<float>(9, 3);
-  const pydet::MatchParams params{0.5, 0.4, true, true};
+  const pydet::MatchParams params{0.5, 0.4, true, true, false};
   constexpr int64_t kMost = std::numeric_limits<int64_t>::max();
   for (const std::vector<int64_t>& offsets :
        {std::vector<int64_t>{0, kMost}, {-kMost, 3}, {7, 2}, {kMost, kMost}, {-9, -1}}) {
@@ -144,6 +148,7 @@ int main() {
         test<float>(num_anchors, {0, 0}, rules, nan);
         test<float>(num_anchors, {0, 40}, rules, nan);
         test<float>(num_anchors, {0, 3, 3, 20}, rules, nan);
+        test<float>(num_anchors, {0, 3, 3, 20}, rules, nan, true);
         test<double>(num_anchors, {0, 1, 12}, rules, nan);
       }
     }

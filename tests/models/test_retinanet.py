@@ -10,12 +10,12 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pydet
+from pydet.anchors import permute_to_anchors
 from pydet.models.retinanet import (
     RetinaNet,
     RetinaNetConfig,
     RetinaNetOutput,
     assign_targets,
-    permute_to_anchors,
 )
 from pydet.ops import box_iou
 from pydet.structures import pack_targets

@@ -237,6 +237,31 @@ def test_batch_equals_single_images(anchors, images, limits, low_quality, best):
         assert torch.equal(batch.matched_ious[b], single.matched_ious)
 
 
+@pytest.mark.parametrize("rule", [{}, {"low_quality": True}, {"best": True}])
+@pytest.mark.parametrize("num_anchors", [0, 1, 130, 3000])
+def test_each_image_with_anchors_of_its_own(num_anchors, rule, device):
+    """[B, A, 4]: what comes of the images one by one, rows of NaN (padding) among them."""
+    counts = (0, 7, 30)
+    gt = random_boxes(sum(counts), seed=1, device=device)
+    anchors = random_boxes(3 * num_anchors, seed=2, device=device).reshape(3, num_anchors, 4)
+    anchors[:, num_anchors // 2 : num_anchors // 2 + 3] = math.nan
+    offsets = torch.tensor([0, *np.cumsum(counts)], device=device)
+    arguments = {
+        "fg_iou_threshold": 0.5,
+        "bg_iou_threshold": 0.3,
+        "allow_low_quality_matches": rule.get("low_quality", False),
+        "best_anchor_for_each_gt": rule.get("best", False),
+    }
+    ignored = torch.arange(len(gt), device=device) % 9 == 2
+    batch = ops.match_anchors(anchors, gt, **arguments, gt_ignored=ignored, offsets=offsets)
+    assert batch.matched_idxs.shape == (3, num_anchors)
+    for b, own in enumerate(anchors):
+        part = slice(int(offsets[b]), int(offsets[b + 1]))
+        single = ops.match_anchors(own, gt[part], **arguments, gt_ignored=ignored[part])
+        assert torch.equal(batch.matched_idxs[b], single.matched_idxs)
+        assert torch.equal(batch.matched_ious[b], single.matched_ious)
+
+
 @pytest.mark.parametrize("low_quality", [False, True])
 @pytest.mark.parametrize("num_gt", [0, 1, 7, 300])
 @pytest.mark.parametrize("num_anchors", [0, 1, 127, 128, 129, 257, 1500])
@@ -467,8 +492,14 @@ BOXES = torch.zeros(3, 4)
         (
             {"anchors": torch.zeros(2, 3, 4)},
             ValueError,
-            r"anchors must have shape \[A, 4\], got \[2, 3, 4\]",
+            r"anchors must have shape \[A, 4\], or \[B, A, 4\] with .*, got \[2, 3, 4\]",
         ),
+        (
+            {"anchors": torch.zeros(2, 3, 4), "offsets": torch.tensor([0, 1, 2, 3])},
+            ValueError,
+            r"anchors must have shape .*, got \[2, 3, 4\]",
+        ),
+        ({"anchors": BOXES[0]}, ValueError, r"anchors must have shape .*, got \[4\]"),
         (
             {"gt_boxes": torch.zeros(3, 5)},
             ValueError,
@@ -520,6 +551,8 @@ def test_errors(change, error, message):
         (BOXES, BOXES, None, torch.tensor([0, 3], dtype=torch.int32)),
         (BOXES, BOXES, None, torch.tensor(0)),
         (BOXES, BOXES, None, torch.tensor([0, 4])),
+        (torch.zeros(2, 3, 4), BOXES, None, torch.tensor([0, 3])),
+        (torch.zeros(0, 3, 4), BOXES, None, torch.tensor([0, 3])),
     ],
 )
 def test_the_kernel_protects_itself(arguments):

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which ground truth each anchor or proposal is to learn, for the whole batch."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pydet.ops import match_anchors
+from pydet.ops.match_anchors import BACKGROUND
+from pydet.structures import PackedTargets
+
+
+class AnchorTargets(NamedTuple):
+    """What each anchor is to learn."""
+
+    labels: Tensor  # [B, A] int64: a class, BACKGROUND (-1) or IGNORED (-2)
+    boxes: Tensor  # [B, A, 4]: the box to predict; the anchor itself where there is none
+    foreground: Tensor  # [B, A] bool
+
+
+def assign_by_iou(
+    anchors: Tensor,
+    targets: PackedTargets,
+    fg_iou_threshold: float,
+    bg_iou_threshold: float,
+    *,
+    low_quality_matches: bool = False,
+) -> AnchorTargets:
+    """Assigns each anchor of each image to the box that it overlaps most, by two thresholds.
+
+    Foreground where that IoU is at least the first, background below the second, ignored in between
+    and within ignored boxes. An anchor is never assigned to a box that it does not touch.
+
+    Args:
+        anchors: [A, 4] xyxy, of every image, or [B, A, 4], each image's own.
+        targets: In the same pixels.
+        fg_iou_threshold: See above.
+        bg_iou_threshold: See above.
+        low_quality_matches: A box's best anchor becomes foreground, however low their IoU.
+    """
+    matched, ious = match_anchors(
+        anchors,
+        targets.boxes.to(anchors.dtype),
+        fg_iou_threshold,
+        bg_iou_threshold,
+        low_quality_matches,
+        gt_ignored=targets.ignored,
+        offsets=targets.offsets,
+    )  # [B, A] each
+    # The best anchor of a box that no anchor touches would be any anchor.
+    matched = torch.where((matched >= 0) & (ious <= 0), BACKGROUND, matched)
+    foreground = matched >= 0
+    # Rows of the packed boxes; one more row, at the end, for the anchors without a box, so that
+    # there is something to take even in a batch without any.
+    num_boxes = targets.boxes.shape[0]
+    rows = torch.where(foreground, matched + targets.offsets[:-1, None], num_boxes)
+    labels = F.pad(targets.labels, (0, 1))[rows]
+    boxes = F.pad(targets.boxes, (0, 0, 0, 1))[rows].to(anchors.dtype)
+    return AnchorTargets(
+        torch.where(foreground, labels, matched),
+        torch.where(foreground[..., None], boxes, anchors),
+        foreground,
+    )
