@@ -5,6 +5,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from pydet import create_model, ops
@@ -191,3 +193,140 @@ def test_a_detector_with_any_batch(tmp_path):
 def test_what_onnx_cannot_say(call, message):
     with pytest.raises(NotImplementedError, match="^export_onnx: " + message):
         export_onnx(Call(call), random_boxes(2, 8))
+
+
+# --- features of regions -------------------------------------------------------------------------
+
+# The second is the padding of a batch: no image.
+_SPECIAL_ROIS = [
+    [0, 2, 2, 2, 2],
+    [-1, 0, 0, 8, 8],
+    [3, 0, 0, 8, 8],
+    [math.nan, 0, 0, 8, 8],
+    [1, math.nan, 0, 8, 8],
+    [0, 0, 0, math.inf, 8],
+    [1.75, 6, 6, 3, 3],
+    [2, 0, 9, 8, 3],
+    [0, -60, -60, -40, -40],
+    [1, 60, 60, 90, 90],
+    [2, -30, -30, 90, 90],
+    [0, -1, -1, 0, 0],
+    [1, 0, 0, 1e-20, 1e-30],
+    [2, 3.25, 1.5, 3.75, 1.75],
+]
+_FAR_ROIS = [[0, -3e38, 0, 3e38, 8], [1, 1e30, 1e30, 2e30, 2e30], [1, -1e12, -1e12, 1e12, 1e12]]
+
+
+@st.composite
+def regions(draw):
+    """Regions [R, 5] in pixels of maps whose first has 16 x 12 cells of 4 pixels, also none."""
+    corner = st.floats(-40, 100, width=32) | st.integers(-8, 24).map(lambda i: float(4 * i))
+    row = st.tuples(st.integers(-1, 3).map(float), *[corner] * 4)
+    rows = draw(st.lists(row | st.sampled_from(_SPECIAL_ROIS), max_size=12))
+    return torch.tensor(rows, dtype=torch.float32).reshape(-1, 5)
+
+
+@pytest.fixture
+def features():
+    """Maps of three levels, [3, 2, 12, 16] the largest."""
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(3, 2, 12 >> i, 16 >> i, generator=generator) for i in range(3)]
+
+
+_HEALTH = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.mark.parametrize("sampling_ratio", [-1, 2])
+@pytest.mark.parametrize("aligned", [False, True])
+def test_roi_align(aligned, sampling_ratio, features, tmp_path):
+    """Any regions, of one map and of a pyramid: what pydet gives."""
+
+    def align(rois, *maps):
+        one = ops.roi_align(maps[0], rois, (3, 2), 1 / 3, sampling_ratio, aligned)
+        scales = [0.25, 0.125, 0.0625]
+        several = ops.multiscale_roi_align(
+            maps, rois, 2, scales, sampling_ratio, aligned, canonical_scale=20, canonical_level=3
+        )
+        return one, several
+
+    shapes = ({0: AUTO}, *[{0: AUTO, 2: AUTO, 3: AUTO}] * 3)
+    run = exported(align, (torch.tensor(_SPECIAL_ROIS), *features), shapes, tmp_path)
+
+    @_HEALTH
+    @given(regions())
+    def agrees(rois):
+        assert_same(run, align, (rois, *features))
+
+    agrees()
+    if sampling_ratio > 0:
+        assert_same(run, align, (torch.tensor(_FAR_ROIS), *features))
+    rois = torch.tensor(_SPECIAL_ROIS)
+    assert_same(run, align, (rois, *[feature_map[:1] for feature_map in features]))
+    assert_same(run, align, (rois, *[torch.zeros(2, 2, 0, size) for size in (5, 3, 1)]))
+
+
+def test_levels_of_boxes(features, tmp_path):
+    """A box goes to the level that pydet takes, next to each limit too."""
+
+    def align(rois, *maps):
+        return ops.multiscale_roi_align(maps, rois, 1, [0.25, 0.125, 0.0625], 1)
+
+    maps = [torch.full_like(m, i) for i, m in enumerate(features)]  # the result is the level
+    shapes = ({0: AUTO}, None, None, None)
+    run = exported(align, (torch.tensor(_SPECIAL_ROIS), *maps), shapes, tmp_path)
+    sides = torch.cat([limit + torch.arange(-300, 300) * 2e-6 for limit in (112.0, 224.0)])
+    rois = torch.zeros(len(sides), 5)
+    rois[:, 1:] = torch.stack([-sides / 2, -sides / 2, sides / 2, sides / 2], 1) + 8
+    assert_same(run, align, (rois, *maps))
+    assert len(align(rois, *maps).unique()) == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_roi_align_of_other_dtypes(dtype, features, tmp_path):
+    def align(rois, features):
+        return ops.roi_align(features, rois, 2, 1 / 3, 2, aligned=True)
+
+    tensors = torch.tensor(_SPECIAL_ROIS, dtype=dtype), features[0].to(dtype)
+    run = exported(align, tensors, ({0: AUTO}, None), tmp_path)
+    (got,) = run(*tensors)
+    assert got.dtype == dtype
+    torch.testing.assert_close(
+        got, align(*tensors), rtol=1e-3, atol=1e-3 if dtype.itemsize == 2 else 1e-12
+    )
+
+
+def test_roi_pool(features, tmp_path):
+    """Any regions; maps without cells, far corners."""
+
+    def pool(rois, features):
+        return ops.roi_pool(features, rois, (3, 2), 0.25)
+
+    shapes = ({0: AUTO}, {0: AUTO, 2: AUTO, 3: AUTO})
+    run = exported(pool, (torch.tensor(_SPECIAL_ROIS), features[0]), shapes, tmp_path)
+
+    @_HEALTH
+    @given(regions())
+    def agrees(rois):
+        assert_same(run, pool, (rois, features[0]))
+
+    agrees()
+    assert_same(run, pool, (torch.tensor(_FAR_ROIS), features[0]))
+    assert_same(run, pool, (torch.tensor(_SPECIAL_ROIS), torch.zeros(2, 2, 0, 3)))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda rois, m: ops.roi_pool(m.double(), rois, 2),
+            "roi_pool must have features of float32 or less, got float64",
+        ),
+        (
+            lambda rois, m: ops.ps_roi_align(m, rois, 1),
+            "ps_roi must be an op that ONNX can express",
+        ),
+    ],
+)
+def test_features_that_onnx_cannot_say(call, message, features):
+    with pytest.raises(NotImplementedError, match="^export_onnx: " + message):
+        export_onnx(Call(call), (torch.tensor(_SPECIAL_ROIS), features[0]))
