@@ -23,6 +23,7 @@ COMMANDS = {
     "train": "train a detector on a data set",
     "eval": "evaluate a trained detector on a data set",
     "detect": "detect objects in images",
+    "convert": "convert weights of other projects, and back",
 }
 
 OPTIONAL_PACKAGES = ("lightning_fabric", "matplotlib", "pycocotools", "tensorboard", "tqdm")

@@ -31,7 +31,12 @@ from pydet.layers.fpn import FPN, ExtraFrom
 from pydet.layers.norm import Norm, make_norm
 from pydet.models._detector import Detector
 from pydet.models._registry import override, register_model
-from pydet.ops import decode_boxes, encode_boxes, sigmoid_focal_loss
+from pydet.ops import (
+    decode_boxes,
+    encode_boxes,
+    generalized_box_iou_loss,
+    sigmoid_focal_loss,
+)
 from pydet.postprocess import (
     PaddedDetections,
     at_least_float32,
@@ -69,6 +74,8 @@ class RetinaNetConfig:
     focal_alpha: float = 0.25  # section 4.1
     focal_gamma: float = 2.0  # section 4.1
     prior: float = 0.01  # pi, the first probability of foreground; section 4.1
+    # Of deltas, or by the overlap of boxes (arXiv 1902.09630), as torchvision's version 2.
+    box_loss: Literal["smooth_l1", "giou"] = "smooth_l1"
     smooth_l1_beta: float = 0.11  # where smooth L1 becomes linear; 0: L1. The authors' code: 0.11
     box_loss_weight: float = 1.0
     score_threshold: float = 0.05  # section 4.1
@@ -103,6 +110,10 @@ class RetinaNetConfig:
             raise ValueError(
                 "RetinaNetConfig: anchor_strides must be 'level' or 'image', "
                 f"got {self.anchor_strides!r}"
+            )
+        if self.box_loss not in ("smooth_l1", "giou"):
+            raise ValueError(
+                f"RetinaNetConfig: box_loss must be 'smooth_l1' or 'giou', got {self.box_loss!r}"
             )
 
 
@@ -174,6 +185,21 @@ def assign_targets(
     )
 
 
+def box_loss(output: RetinaNetOutput, assigned: AnchorTargets, config: RetinaNetConfig) -> Tensor:
+    """How far each foreground anchor's box is from its ground truth: [B, A], 0 elsewhere."""
+    # where, not indices: how many anchors are foreground is known to the device alone.
+    foreground = assigned.foreground[..., None]
+    anchors = output.anchors.expand_as(assigned.boxes)
+    deltas = output.box_deltas.to(anchors.dtype)
+    if config.box_loss == "giou":
+        boxes = torch.where(foreground, decode_boxes(deltas, anchors), assigned.boxes)
+        loss = generalized_box_iou_loss(boxes, assigned.boxes)
+        return loss * assigned.foreground  # a box has a loss to itself: by its eps
+    targets = encode_boxes(assigned.boxes, anchors)
+    deltas = torch.where(foreground, deltas, targets)
+    return F.smooth_l1_loss(deltas, targets, reduction="none", beta=config.smooth_l1_beta).sum(2)
+
+
 class RetinaNet(Detector):
     """RetinaNet on a ResNet with a feature pyramid.
 
@@ -233,7 +259,7 @@ class RetinaNet(Detector):
         )
 
     def losses(self, output: RetinaNetOutput, targets: PackedTargets) -> dict[str, Tensor]:
-        """Focal loss of all anchors that are not ignored, smooth L1 of foreground anchors.
+        """Focal loss of all anchors that are not ignored, box loss of foreground anchors.
 
         Of each image the sum, divided by its foreground anchors, at least 1 (section 4.1); then the
         mean over images.
@@ -248,15 +274,7 @@ class RetinaNet(Detector):
             config.focal_gamma,
             reduction="sum_per_image",
         )
-        target_deltas = encode_boxes(assigned.boxes, output.anchors.expand_as(assigned.boxes))
-        # where, not indices: how many anchors are foreground is known to the device alone.
-        pred_deltas = torch.where(assigned.foreground[..., None], output.box_deltas, target_deltas)
-        loss_box = F.smooth_l1_loss(
-            pred_deltas.to(target_deltas.dtype),
-            target_deltas,
-            reduction="none",
-            beta=config.smooth_l1_beta,
-        ).sum((1, 2))
+        loss_box = box_loss(output, assigned, config).sum(1)
         return {
             "loss_cls": (loss_cls / positives).mean(),
             "loss_box": (loss_box / positives).mean() * config.box_loss_weight,

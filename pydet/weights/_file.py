@@ -1,30 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""pydet's own files, and the one function that reads all kinds.
-
-A file of pydet is one safetensors file. Its metadata has one entry, "pydet": a JSON object with
-format, pydet_version, model, num_classes, class_names, config (with preprocessing and thresholds)
-and metadata, which is whatever the caller of :func:`save` added (metrics, for instance).
-"""
+"""Models into files of pydet, and out of all files that pydet knows."""
 
 import dataclasses
-import json
 import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
-from torch import Tensor
 
-from pydet._files import atomic_path
-from pydet._version import __version__
 from pydet.models import Detector, create_model
-from pydet.weights import torchvision
-from pydet.weights._state import State, load_state, read_state
-
-_FORMAT = 1
+from pydet.weights import _formats, _own
+from pydet.weights._family import Weights
+from pydet.weights._state import check_state, load_state, read_state
 
 
 def save(model: Detector, path: str | os.PathLike[str], **metadata: Any) -> None:
@@ -44,37 +33,22 @@ def save(model: Detector, path: str | os.PathLike[str], **metadata: Any) -> None
     """
     if not model.name:
         raise ValueError("save: model must be built by create_model, got one without a name")
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"save: {path} must lie in a folder that exists")
-    about = {
-        "format": _FORMAT,
-        "pydet_version": __version__,
-        "model": model.name,
-        "num_classes": model.num_classes,
-        "class_names": model.class_names,
-        "config": dataclasses.asdict(model.config),
-        "metadata": metadata,
-    }
-    try:
-        text = json.dumps(about)
-    except TypeError as error:
-        raise ValueError(f"save: metadata must be what JSON can hold ({error})") from error
-    tensors = {
-        name: value.detach().contiguous().cpu() for name, value in model.state_dict().items()
-    }
-    with atomic_path(path) as temporary:
-        # Not safetensors' own save_file, whose files nobody but their owner can read.
-        temporary.write_bytes(safetensors.torch.save(tensors, {"pydet": text}))
+    config = dataclasses.asdict(model.config)
+    weights = Weights(model.name, model.num_classes, config, model.state_dict(), model.class_names)
+    _own.write(Path(path), weights, metadata, "save")
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a file of pydet says of itself, without building the model: see the module's text.
+    """What a file of pydet says of itself, without building the model.
+
+    Returns:
+        model, num_classes, class_names, config, metadata (what :func:`save` was given), and format
+        and pydet_version of the file.
 
     Raises:
         ValueError: Not a file of pydet, or a damaged one.
     """
-    return _about(Path(path), read_state(Path(path))[1])
+    return _own.read_metadata(Path(path))
 
 
 def load(
@@ -90,22 +64,24 @@ def load(
 ) -> Detector:
     """Builds a detector from a file of weights, in evaluation mode.
 
-    The kind of file is recognised by its content: one that :func:`save` wrote; a state_dict of
-    torchvision's ``retinanet_resnet50_fpn`` (as .pth or .safetensors); or one of a ResNet trained
-    on ImageNet, as torchvision publishes them, which fills the trunk and leaves the rest random.
+    The kind of file is recognised by its content: one that :func:`save` wrote; a state_dict of a
+    detector of torchvision (as .pth or .safetensors; the README has the list); or one of a trunk
+    trained on ImageNet, as torchvision publishes them, which fills the backbone of any detector
+    that has it and leaves the rest random.
 
     Args:
         path: The file.
         num_classes: K. Needed for a trunk; otherwise the file's own number. With another number,
             the layers that depend on it begin anew, and a warning says which.
         class_names: K names; by default those of the file.
-        name: For a trunk: the detector to build; by default the RetinaNet on that ResNet.
+        name: For a trunk: the detector to build; by default the RetinaNet on a ResNet.
         device: Where the model is to lie.
-        norm_eps: For files of torchvision: the number added to variances. By default 0 for files
-            in the layout of torchvision before 0.13, as their COCO weights were trained with,
-            and 1e-5 for all others.
-        keep_background: For detectors of torchvision: whether their class 0, which is never an
-            object, stays: then labels are theirs. By default it goes and labels are less by one.
+        norm_eps: For files of torchvision: the number added to variances. By default what their
+            published files were trained with: 0 for a RetinaNet in the layout of torchvision before
+            0.13, and 1e-5 for all others.
+        keep_background: For detectors of torchvision that learn sigmoids: whether their class 0,
+            which is never an object, stays: then labels are theirs. By default it goes and labels
+            are less by one.
         **overrides: Fields of the config that are to differ from the file's.
 
     Raises:
@@ -116,63 +92,22 @@ def load(
     path = Path(path)
     state, metadata = read_state(path)
     if "pydet" in metadata:
-        about = _about(path, metadata)
-        config = _merged(about["config"], overrides)
-        same = num_classes is None or num_classes == about["num_classes"]
-        names = class_names or (about["class_names"] if same else None)
-        model = _fill(path, state, about["model"], about["num_classes"], num_classes, names, config)
-    elif torchvision.is_retinanet(state):
-        converted = torchvision.convert_retinanet(state, norm_eps, keep_background)
-        model = _fill(
-            path,
-            converted.state,
-            converted.name,
-            converted.num_classes,
-            num_classes,
-            class_names,
-            _merged(converted.config, overrides),
-        )
-    elif torchvision.is_resnet(state):
+        model = _fill(path, _own.parse(path, state, metadata), num_classes, class_names, overrides)
+    elif (family := _formats.family_of(state)) is not None:
+        weights = family.to_pydet(state, norm_eps, keep_background)
+        model = _fill(path, weights, num_classes, class_names, overrides)
+    elif (trunk := _formats.trunk_of(state)) is not None:
         if num_classes is None:
             raise ValueError(
-                f"load: num_classes must be given: {path} holds a ResNet trunk of ImageNet only"
+                f"load: num_classes must be given: {path} holds {trunk.TITLE} only, a trunk"
             )
-        trunk = torchvision.convert_resnet(state, norm_eps)
-        model = create_model(
-            name or trunk.name,
-            num_classes,
-            class_names=class_names,
-            **_merged(trunk.config, overrides),
-        )
-        backbone = model.get_submodule("backbone")
-        wanted = backbone.state_dict()
-        # Counters of batches, where batch statistics are to be learnt on.
-        counters = {k: v for k, v in wanted.items() if k.endswith("num_batches_tracked")}
-        load_state(backbone, {**counters, **trunk.state}, str(path))
+        weights = trunk.to_pydet(state, norm_eps)
+        config = _merged(weights.config, overrides)
+        model = create_model(name or weights.name, num_classes, class_names=class_names, **config)
+        _fill_trunk(path, model, weights)
     else:
-        raise ValueError(
-            f"load: {path} must be a file of pydet, of torchvision's RetinaNet or of an ImageNet "
-            f"ResNet, got tensors named {', '.join(list(state)[:4])} ..."
-        )
+        raise _formats.unknown(path, state)
     return model.to(device).eval()
-
-
-def _about(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    try:
-        about = json.loads(metadata["pydet"])
-        version = about["format"]
-        for key in ("model", "num_classes", "class_names", "config"):
-            about[key]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"load: {path} must have pydet's metadata, got a damaged one or none ({error!r})"
-        ) from error
-    if version != _FORMAT:
-        raise ValueError(
-            f"load: {path} must have format {_FORMAT}, got {version}, written by pydet "
-            f"{about.get('pydet_version')}; this is {__version__}"
-        )
-    return about  # type: ignore[no-any-return]
 
 
 def _merged(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -186,15 +121,17 @@ def _merged(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str
 
 def _fill(
     path: Path,
-    state: State,
-    name: str,
-    file_classes: int,
+    weights: Weights,
     num_classes: int | None,
     class_names: Sequence[str] | None,
-    config: Mapping[str, Any],
+    overrides: Mapping[str, Any],
 ) -> Detector:
     """A model with the file's weights, where its number of classes allows."""
+    name, state, file_classes = weights.name, weights.state, weights.num_classes
     num_classes = file_classes if num_classes is None else num_classes
+    config = _merged(weights.config, overrides)
+    if class_names is None and num_classes == file_classes:
+        class_names = weights.class_names
     model = create_model(name, num_classes, class_names=class_names, **config)
     if num_classes != file_classes:
         with torch.device("meta"):
@@ -211,7 +148,17 @@ def _fill(
             f"{', '.join(fresh)} begin anew and must be trained",
             stacklevel=3,
         )
-        replaced: dict[str, Tensor] = {key: own[key] for key in fresh}
-        state = {**state, **replaced}
+        state = {**state, **{key: own[key] for key in fresh}}
     load_state(model, state, str(path))
     return model
+
+
+def _fill_trunk(path: Path, model: Detector, weights: Weights) -> None:
+    """Fills a model's backbone, all of it."""
+    own = model.state_dict()
+    wanted = {key: value for key, value in own.items() if key.startswith("backbone.")}
+    # Counters of batches, where batch statistics are to be learnt on.
+    state = {key: value for key, value in wanted.items() if key.endswith("num_batches_tracked")}
+    state.update(weights.state)
+    check_state(wanted, state, str(path), f"the backbone of {model.name}")
+    model.load_state_dict({**own, **state})

@@ -90,7 +90,24 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> No
     Raises:
         ValueError: With the names of missing, unexpected and misshapen tensors.
     """
-    wanted = model.state_dict()
+    check_state(model.state_dict(), state, source, type(model).__name__)
+    model.load_state_dict(dict(state))
+
+
+def check_state(
+    wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str, title: str
+) -> None:
+    """Compares names and shapes of what a file has with those of what is to be filled.
+
+    Args:
+        wanted: What is to be filled; may lie on the meta device.
+        state: What the file has.
+        source: The file, for the message.
+        title: What is to be filled, likewise.
+
+    Raises:
+        ValueError: With the names of missing, unexpected and misshapen tensors.
+    """
     problems = []
     missing = [name for name in wanted if name not in state]
     unexpected = [name for name in state if name not in wanted]
@@ -108,10 +125,9 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> No
             problems.append(f"{len(names)} {kind}: {_some(names)}")
     if problems:
         raise ValueError(
-            f"load: {source} must hold the tensors of {type(model).__name__}, but of them are "
+            f"load: {source} must hold the tensors of {title}, but of them are "
             + "; ".join(problems)
         )
-    model.load_state_dict(dict(state))
 
 
 def _some(names: Iterable[str]) -> str:

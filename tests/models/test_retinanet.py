@@ -17,7 +17,7 @@ from pydet.models.retinanet import (
     RetinaNetOutput,
     assign_targets,
 )
-from pydet.ops import box_iou
+from pydet.ops import box_iou, generalized_box_iou
 from pydet.structures import pack_targets
 
 SMALL = {"fpn_channels": 16, "head_convs": 1, "preprocessing": {"size": 64, "max_size": 96}}
@@ -251,8 +251,28 @@ def test_losses_are_the_definition(beta):
     assert float(losses["loss_box"]) == pytest.approx(expected[1], rel=1e-4)
 
 
-def test_box_loss_touches_foreground_only():
-    model = small()
+def test_generalised_iou_as_box_loss():
+    model = small(box_loss="giou")
+    targets = packed([([5, 5, 40, 44], 2), ([20, 10, 60, 50], 0)], [])
+    output = model.predict(torch.randn(2, 3, 64, 64))
+    torch.nn.init.normal_(output.box_deltas.data, std=0.3)
+    assigned = assign_targets(output.anchors, targets, model.config)
+    (rows,) = assigned.foreground[0].nonzero(as_tuple=True)
+    total = 0.0
+    for row in rows.tolist():
+        dx, dy, dw, dh = output.box_deltas[0, row].tolist()
+        x1, y1, x2, y2 = output.anchors[row].tolist()
+        cx, cy = (x1 + x2) / 2 + dx * (x2 - x1), (y1 + y2) / 2 + dy * (y2 - y1)
+        w, h = (x2 - x1) * math.exp(dw), (y2 - y1) * math.exp(dh)
+        box = torch.tensor([[cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2]])
+        total += 1 - float(generalized_box_iou(box, assigned.boxes[0, row, None]))
+    loss = model.losses(output, targets)["loss_box"]
+    assert float(loss) == pytest.approx(total / len(rows) / 2, rel=1e-4)
+
+
+@pytest.mark.parametrize("box_loss", ["smooth_l1", "giou"])
+def test_box_loss_touches_foreground_only(box_loss):
+    model = small(box_loss=box_loss)
     targets = packed([([5, 5, 40, 44], 2)])
     output = model.predict(torch.randn(1, 3, 64, 64))
     deltas = output.box_deltas.detach().requires_grad_()
@@ -352,6 +372,7 @@ def test_variants_train(overrides):
         ({"head_norm": "batch"}, "head_norm must be"),
         ({"max_detections": 0}, "max_detections must be at least 1"),
         ({"anchor_strides": "p3"}, "anchor_strides must be"),
+        ({"box_loss": "iou"}, "box_loss must be"),
     ],
 )
 def test_wrong_settings_are_refused(overrides, words):

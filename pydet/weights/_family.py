@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a module offers that reads the files of another project, and writes them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from pydet.weights._state import State
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A state_dict in pydet's names, and how to build the model that it fits.
+
+    Attributes:
+        name: Of the detector, as :func:`pydet.create_model` takes it.
+        num_classes: K; 0 for a trunk, which has none.
+        config: Fields of the detector's config that are not its defaults, or all.
+        state: Tensors by pydet's names; of a trunk those of the model's backbone alone.
+        class_names: K names, or None.
+        origin: For files of other projects: what else must be known to write the same file again,
+            as JSON can hold it. Empty for what pydet trained.
+        dropped: Tensors, by their project's names, that pydet's model has no place for: with them
+            the very same file can be written again.
+    """
+
+    name: str
+    num_classes: int
+    config: Mapping[str, Any]
+    state: State
+    class_names: Sequence[str] | None = None
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    dropped: State = field(default_factory=dict)
+
+
+class Family(Protocol):
+    """A module for the files of one kind of detector of one project.
+
+    ``from_pydet`` is the exact inverse of ``to_pydet``: the same names and the same bits.
+    """
+
+    PROJECT: str  # whose files they are, as ``pydet convert --to`` names it
+    MODELS: str  # what the names of pydet's detectors begin with
+    TITLE: str  # in messages
+
+    def recognises(self, state: Mapping[str, Tensor]) -> bool:
+        """Whether a state_dict is of this family, by its names alone."""
+
+    def to_pydet(
+        self, state: Mapping[str, Tensor], norm_eps: float | None, keep_background: bool
+    ) -> Weights:
+        """In pydet's names; for the options see :func:`pydet.load`.
+
+        A name that the family does not know stays as it is: who fills the model names it.
+        """
+
+    def from_pydet(self, weights: Weights) -> State:
+        """Back in the project's names and layout.
+
+        Args:
+            weights: With the whole config.
+
+        Raises:
+            ValueError: A model that the project's code cannot build.
+        """
+
+
+class Trunk(Protocol):
+    """A module for the files of classifiers whose trunk a detector may begin from."""
+
+    TITLE: str
+
+    def recognises(self, state: Mapping[str, Tensor]) -> bool:
+        """Whether a state_dict is of this trunk, by its names alone."""
+
+    def to_pydet(self, state: Mapping[str, Tensor], norm_eps: float | None) -> Weights:
+        """Tensors of the backbone, ``backbone.*``, and the detector that is built by default."""
