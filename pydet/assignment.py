@@ -27,6 +27,7 @@ def assign_by_iou(
     bg_iou_threshold: float,
     *,
     low_quality_matches: bool = False,
+    best_anchor_for_each_gt: bool = False,
 ) -> AnchorTargets:
     """Assigns each anchor of each image to the box that it overlaps most, by two thresholds.
 
@@ -39,6 +40,8 @@ def assign_by_iou(
         fg_iou_threshold: See above.
         bg_iou_threshold: See above.
         low_quality_matches: A box's best anchor becomes foreground, however low their IoU.
+        best_anchor_for_each_gt: A box's best anchor is assigned to it, whatever else that has
+            (:func:`pydet.ops.match_anchors`).
     """
     matched, ious = match_anchors(
         anchors,
@@ -46,6 +49,7 @@ def assign_by_iou(
         fg_iou_threshold,
         bg_iou_threshold,
         low_quality_matches,
+        best_anchor_for_each_gt=best_anchor_for_each_gt,
         gt_ignored=targets.ignored,
         offsets=targets.offsets,
     )  # [B, A] each

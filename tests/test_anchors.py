@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from pydet.anchors import AnchorGenerator
+from pydet.anchors import AnchorGenerator, DefaultBoxGenerator, permute_to_anchors
 
 CPU = torch.device("cpu")
 
@@ -114,3 +114,99 @@ def test_wrong_arguments_are_refused(arguments):
 def test_wrong_number_of_levels_is_refused():
     with pytest.raises(ValueError, match="of 1 levels, got 2"):
         AnchorGenerator([(8,)], (1,), (8,))([(1, 1), (1, 1)], (8, 8), CPU)
+
+
+def test_default_boxes_are_squares_then_wide_and_tall():
+    make = DefaultBoxGenerator((30, 60, 90), ((2,), (2, 3)), (8, 16))
+    assert make.num_per_location == (4, 6)
+    anchors = make([(2, 3), (1, 2)], (16, 24), CPU)
+    expected = []
+    for stride, (height, width), size, following, ratios in [
+        (8, (2, 3), 30, 60, (2,)),
+        (16, (1, 2), 60, 90, (2, 3)),
+    ]:
+        sides = [(size, size), ((size * following) ** 0.5,) * 2]
+        for ratio in ratios:
+            long, short = size * ratio**0.5, size / ratio**0.5
+            sides += [(long, short), (short, long)]
+        for row, column, (w, h) in itertools.product(range(height), range(width), sides):
+            x, y = (column + 0.5) * stride, (row + 0.5) * stride
+            expected.append([x - w / 2, y - h / 2, x + w / 2, y + h / 2])
+    torch.testing.assert_close(anchors, torch.tensor(expected))
+
+
+def test_default_boxes_fill_the_image_evenly_without_strides():
+    anchors = DefaultBoxGenerator((4, 8), ((),), None)([(38, 19)], (300, 200), CPU)
+    x, y = ((anchors[::2, :2] + anchors[::2, 2:]) / 2).unbind(1)
+    torch.testing.assert_close(x.unique(), (torch.arange(19) + 0.5) / 19 * 200)
+    torch.testing.assert_close(y.unique(), (torch.arange(38) + 0.5) / 38 * 300)
+
+
+def test_default_boxes_are_no_larger_than_the_image_where_asked():
+    sizes = ((90, 110), ((4,),), (50,))
+    plain = DefaultBoxGenerator(*sizes)([(1, 2)], (50, 100), CPU)
+    assert (plain[:, 2:] - plain[:, :2]).max() == 180
+    clipped = DefaultBoxGenerator(*sizes, clip=True)([(1, 2)], (50, 100), CPU)
+    sides = clipped[:, 2:] - clipped[:, :2]
+    torch.testing.assert_close(
+        sides[:4], torch.tensor([[90.0, 50], [99.4987, 50], [100, 45], [45, 50]])
+    )
+    # Only the sides: a box may still reach out of the image.
+    torch.testing.assert_close(clipped[:, :2] + clipped[:, 2:], plain[:, :2] + plain[:, 2:])
+
+
+def test_grids_of_an_image_of_640_by_480():
+    """Boxes of five ratios on six grids: 1608 locations, 8040 boxes, 9648 with the extra square."""
+    grids = [(1, 2), (2, 3), (4, 5), (8, 10), (15, 20), (30, 40)]
+    make = DefaultBoxGenerator((480, 240, 120, 60, 32, 16, 8), ((2, 3),) * 6, None)
+    anchors = make(grids, (480, 640), CPU)
+    assert sum(height * width for height, width in grids) == 1608
+    per_location = anchors.view(1608, 6, 4)
+    assert per_location[:, [0, 2, 3, 4, 5]].flatten(0, 1).shape[0] == 8040
+    assert anchors.shape[0] == 9648
+    # The finest grid's locations are cells of 16 x 16 pixels.
+    assert per_location[-1, 0].tolist() == [624, 464, 640, 480]
+
+
+def test_default_boxes_traced_with_symbolic_sizes_are_the_same():
+    make = DefaultBoxGenerator((8, 16, 500), ((2,), (2, 3)), None, clip=True)
+
+    def run(x):
+        height, width = x.shape[-2:]
+        return make([(height // s, width // s) for s in (8, 16)], (height, width), x.device)
+
+    compiled = torch.compile(run, fullgraph=True, dynamic=True, backend="eager")
+    for shape in [(64, 96), (32, 128)]:
+        image = torch.zeros(1, 3, *shape)
+        assert torch.equal(compiled(image), run(image))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ((8,), (), ()),
+        ((8,), ((2,),), (8,)),
+        ((8, 16), ((2,),), (8, 16)),
+        ((8, 0), ((2,),), (8,)),
+        ((8, 16), ((-2,),), (8,)),
+        ((8, 16), ((2,),), (float("inf"),)),
+    ],
+)
+def test_wrong_arguments_of_default_boxes_are_refused(arguments):
+    with pytest.raises(ValueError, match=r"DefaultBoxGenerator: (sizes|strides)"):
+        DefaultBoxGenerator(*arguments)
+
+
+def test_output_order_is_that_of_the_anchors():
+    """A map that knows where it is: channel a·K + k, row, column -> anchor index, class."""
+    num_anchors, num_classes, height, width = 2, 3, 4, 5
+    x = torch.arange(num_anchors * num_classes * height * width).reshape(1, -1, height, width)
+    flat = permute_to_anchors(x, num_classes)
+    for row, column, a, k in [(0, 0, 0, 0), (1, 2, 1, 2), (3, 4, 0, 1)]:
+        anchor = (row * width + column) * num_anchors + a
+        assert flat[0, anchor, k] == x[0, a * num_classes + k, row, column]
+
+
+def test_flattening_channels_last_copies_nothing():
+    x = torch.rand(2, 18, 4, 5).to(memory_format=torch.channels_last)
+    assert permute_to_anchors(x, 2).untyped_storage().data_ptr() == x.untyped_storage().data_ptr()

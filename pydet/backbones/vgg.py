@@ -148,14 +148,19 @@ class VGGAtrousHead(nn.Module):
     Args:
         in_channels: Of the map.
         channels: Of both convolutions (SSD: 1024, a quarter of the classifier's).
+        norm: After each of them ("none" in the paper).
     """
 
-    def __init__(self, in_channels: int = 512, channels: int = 1024) -> None:
+    def __init__(
+        self, in_channels: int = 512, channels: int = 1024, *, norm: Norm = "none"
+    ) -> None:
         super().__init__()
         self.channels = channels
         self.pool5 = nn.MaxPool2d(3, 1, 1)
         self.conv6 = nn.Conv2d(in_channels, channels, 3, padding=6, dilation=6)
+        self.norm6 = make_norm(norm, channels)
         self.conv7 = nn.Conv2d(channels, channels, 1)
+        self.norm7 = make_norm(norm, channels)
         for conv in (self.conv6, self.conv7):
             nn.init.xavier_uniform_(conv.weight)
             assert conv.bias is not None
@@ -163,8 +168,8 @@ class VGGAtrousHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, channels, H, W] of a map [B, in_channels, H, W]."""
-        x = F.relu(self.conv6(self.pool5(x)), inplace=True)
-        return F.relu(self.conv7(x), inplace=True)
+        x = F.relu(self.norm6(self.conv6(self.pool5(x))), inplace=True)
+        return F.relu(self.norm7(self.conv7(x)), inplace=True)
 
     @torch.no_grad()
     def copy_classifier(self, fc6: nn.Linear, fc7: nn.Linear) -> None:

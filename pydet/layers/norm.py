@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Normalisation by name: batch, frozen batch, group, or none."""
+"""Normalisation by name: batch, frozen batch, group, or none; and that of SSD."""
 
 import math
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 Norm = Literal["none", "batch", "frozen", "group"]
 NORMS: tuple[Norm, ...] = ("none", "batch", "frozen", "group")
@@ -42,6 +43,28 @@ class FrozenBatchNorm2d(nn.Module):
 
     def extra_repr(self) -> str:  # noqa: D102
         return f"{self.weight.shape[0]}, eps={self.eps}"
+
+
+class L2Norm(nn.Module):
+    """Gives the vector of channels at each location a length that is learnt, channel by channel.
+
+    Liu et al., ParseNet, arXiv 1506.04579, section 3.3; SSD needs it (arXiv 1512.02325, section
+    3.1), because its first map has larger values than the others.
+
+    Args:
+        channels: Of the maps.
+        scale: First length.
+    """
+
+    def __init__(self, channels: int, scale: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((channels,), float(scale)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W], in the dtype of x; a location of zeros stays one."""
+        # In float32: squares of half precision may be infinite, and the least length rounds to 0.
+        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        return (F.normalize(wide, dim=1) * self.weight[:, None, None]).to(x.dtype)
 
 
 def make_norm(norm: Norm, channels: int, eps: float = 1e-5) -> nn.Module:

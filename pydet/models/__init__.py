@@ -2,6 +2,7 @@
 """Detectors: one import line each, alphabetical; that line is the registration."""
 
 from pydet.models import retinanet as retinanet
+from pydet.models import ssd as ssd
 from pydet.models._detector import Detector as Detector
 from pydet.models._registry import create_model as create_model
 from pydet.models._registry import list_models as list_models

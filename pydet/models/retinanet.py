@@ -29,6 +29,7 @@ from pydet.assignment import AnchorTargets, assign_by_iou
 from pydet.backbones.resnet import ResNet
 from pydet.layers.fpn import FPN, ExtraFrom
 from pydet.layers.norm import Norm, make_norm
+from pydet.models._checks import check_at_least, check_between, check_choice, check_length
 from pydet.models._detector import Detector
 from pydet.models._registry import override, register_model
 from pydet.ops import (
@@ -85,36 +86,16 @@ class RetinaNetConfig:
     preprocessing: Preprocessing = field(default_factory=Preprocessing)  # 800, 1333; section 5
 
     def __post_init__(self) -> None:
-        sizes = self.anchor_sizes
-        if sizes is not None and len(sizes) != len(self.levels):
-            raise ValueError(
-                "RetinaNetConfig: anchor_sizes must be one tuple for each of the "
-                f"{len(self.levels)} levels, got {len(sizes)}"
-            )
-        for name, low, high in (("prior", 0, 1), ("focal_gamma", -1, 100)):
-            if not low < getattr(self, name) < high:
-                raise ValueError(
-                    f"RetinaNetConfig: {name} must be between {low} and {high}, "
-                    f"got {getattr(self, name)}"
-                )
+        levels = len(self.levels)
+        check_length(self, "anchor_sizes", levels, f"tuples, one for each of the {levels} levels")
+        check_between(self, "prior", 0, 1)
+        check_between(self, "focal_gamma", -1, 100)
         for name in ("fpn_channels", "candidates_per_level", "max_detections"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"RetinaNetConfig: {name} must be at least 1, got {getattr(self, name)}"
-                )
-        if self.head_norm not in ("none", "group"):
-            raise ValueError(  # the maps of all levels pass through one head: batches would mix
-                f"RetinaNetConfig: head_norm must be 'none' or 'group', got {self.head_norm!r}"
-            )
-        if self.anchor_strides not in ("level", "image"):
-            raise ValueError(
-                "RetinaNetConfig: anchor_strides must be 'level' or 'image', "
-                f"got {self.anchor_strides!r}"
-            )
-        if self.box_loss not in ("smooth_l1", "giou"):
-            raise ValueError(
-                f"RetinaNetConfig: box_loss must be 'smooth_l1' or 'giou', got {self.box_loss!r}"
-            )
+            check_at_least(self, name, 1)
+        # The maps of all levels pass through one head: batches would mix.
+        check_choice(self, "head_norm", ("none", "group"))
+        check_choice(self, "anchor_strides", ("level", "image"))
+        check_choice(self, "box_loss", ("smooth_l1", "giou"))
 
 
 class RetinaNetOutput(NamedTuple):

@@ -17,8 +17,17 @@ from tests.conftest import needs_cuda
 NUM_CLASSES = 3
 SIZES = [(61, 83), (70, 50)]
 # What makes a detector small enough for a test, by the beginning of its name.
-SMALL = {"retinanet": {"fpn_channels": 16, "head_convs": 1}}
-PREPROCESSING = {"size": 64, "max_size": 96}
+SMALL = {
+    "retinanet": {"fpn_channels": 16, "head_convs": 1},
+    "ssd": {
+        "width": 1 / 16,
+        "extra_layers": ((256, 512, 3, 2, 1),),
+        "anchor_sizes": (12, 24, 40, 60),  # each target has a default box on each level
+        "anchor_ratios": ((2,), (2, 3), (2,)),
+        "anchor_strides": (8, 16, 32),
+    },
+}
+PREPROCESSING = {"resize": "short_side", "size": 64, "max_size": 96, "size_divisor": 32}
 
 
 def build(name: str, **overrides) -> Detector:

@@ -10,7 +10,6 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pydet
-from pydet.anchors import permute_to_anchors
 from pydet.models.retinanet import (
     RetinaNet,
     RetinaNetConfig,
@@ -97,21 +96,6 @@ def test_subnets_have_four_convolutions_and_share_no_weights():
         assert sum(isinstance(m, torch.nn.Conv2d) for m in subnet) == 4
     assert head.cls_logits.out_channels == 9 * 80
     assert head.box_deltas.out_channels == 9 * 4
-
-
-def test_output_order_is_that_of_the_anchors():
-    """A map that knows where it is: channel a·K + k, row, column -> anchor index, class."""
-    num_anchors, num_classes, height, width = 2, 3, 4, 5
-    x = torch.arange(num_anchors * num_classes * height * width).reshape(1, -1, height, width)
-    flat = permute_to_anchors(x, num_classes)
-    for row, column, a, k in [(0, 0, 0, 0), (1, 2, 1, 2), (3, 4, 0, 1)]:
-        anchor = (row * width + column) * num_anchors + a
-        assert flat[0, anchor, k] == x[0, a * num_classes + k, row, column]
-
-
-def test_flattening_channels_last_copies_nothing():
-    x = torch.rand(2, 18, 4, 5).to(memory_format=torch.channels_last)
-    assert permute_to_anchors(x, 2).untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
 
 
 class _Copies(TorchDispatchMode):
@@ -367,7 +351,7 @@ def test_variants_train(overrides):
     [
         ({"scor_threshold": 0.1}, "'scor_threshold'; the nearest is 'score_threshold'"),
         ({"preprocessing": {"sise": 3}}, r"preprocessing\.sise .*nearest is 'size'"),
-        ({"anchor_sizes": ((1,),)}, "one tuple for each of the 5 levels"),
+        ({"anchor_sizes": ((1,),)}, "be 5 tuples, one for each of the 5 levels, got 1"),
         ({"prior": 0.0}, "prior must be between 0 and 1"),
         ({"head_norm": "batch"}, "head_norm must be"),
         ({"max_detections": 0}, "max_detections must be at least 1"),
