@@ -38,7 +38,11 @@ class Candidates(NamedTuple):
 
 
 def top_candidates(
-    logits: Tensor, num_per_level: Sequence[int], score_threshold: float, max_per_level: int
+    logits: Tensor,
+    num_per_level: Sequence[int],
+    score_threshold: float,
+    max_per_level: int,
+    quality: Tensor | None = None,
 ) -> Candidates:
     """The best pairs of anchor and class of each level, by a sigmoid of their logit.
 
@@ -47,29 +51,39 @@ def top_candidates(
         num_per_level: Anchors of each level; sums to A.
         score_threshold: Pairs must score more.
         max_per_level: Most pairs of a level.
+        quality: [B, A] in 0 ... 1: a factor of the scores of each anchor, or none.
 
     Returns:
         N = the sum over levels of min(max_per_level, anchors · K). A NaN scores -inf.
     """
     batch, _, classes = logits.shape
+    counts = list(num_per_level)
+    factors = [None] * len(counts) if quality is None else quality.split(counts, dim=1)
     anchor_idxs, labels, best = [], [], []
     first = 0
-    for num_anchors, level in zip(
-        num_per_level, logits.split(list(num_per_level), dim=1), strict=True
+    for num_anchors, level, factor in zip(
+        counts, logits.split(counts, dim=1), factors, strict=True
     ):
         count = min(max_per_level, num_anchors)
         # The best pairs all belong to the anchors whose best class is best: two short searches
         # instead of one through all pairs.
-        anchors = level.amax(2).topk(count, dim=1).indices  # [B, count]
+        anchors = _rank(level.amax(2), factor).topk(count, dim=1).indices  # [B, count]
         pairs = level.gather(1, anchors[..., None].expand(batch, count, classes))
+        pairs = _rank(pairs, None if factor is None else factor.gather(1, anchors)[..., None])
         values, idxs = pairs.flatten(1).topk(min(max_per_level, count * classes), dim=1)
         anchor_idxs.append(anchors.gather(1, idxs // classes) + first)
         labels.append(idxs % classes)
         best.append(values)
         first += num_anchors
-    scores = at_least_float32(torch.cat(best, 1)).sigmoid()
+    scores = at_least_float32(torch.cat(best, 1))
+    scores = scores.sigmoid() if quality is None else scores
     scores = scores.masked_fill(~(scores > score_threshold), float("-inf"))
     return Candidates(torch.cat(anchor_idxs, 1), torch.cat(labels, 1), scores)
+
+
+def _rank(logits: Tensor, factor: Tensor | None) -> Tensor:
+    """What pairs are ranked by: their scores, or logits, which have the same order."""
+    return logits if factor is None else at_least_float32(logits).sigmoid() * factor
 
 
 def top_candidates_per_class(

@@ -16,7 +16,6 @@ Letters: B images, A anchors of all levels, K classes, G boxes of an image, ΣG 
 Hl, Wl height and width of a level, N candidates.
 """
 
-import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -28,7 +27,8 @@ from pydet.anchors import AnchorGenerator, permute_to_anchors
 from pydet.assignment import AnchorTargets, assign_by_iou
 from pydet.backbones.resnet import ResNet
 from pydet.layers.fpn import FPN, ExtraFrom
-from pydet.layers.norm import Norm, make_norm
+from pydet.layers.norm import Norm
+from pydet.layers.subnet import initialize_head, subnet
 from pydet.models._checks import check_at_least, check_between, check_choice, check_length
 from pydet.models._detector import Detector
 from pydet.models._registry import override, register_model
@@ -122,17 +122,11 @@ class RetinaNetHead(nn.Module):
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.cls_convs = _subnet(channels, num_convs, norm)
-        self.box_convs = _subnet(channels, num_convs, norm)
+        self.cls_convs = subnet(channels, num_convs, norm, bias=norm == "none")
+        self.box_convs = subnet(channels, num_convs, norm, bias=norm == "none")
         self.cls_logits = nn.Conv2d(channels, num_anchors * num_classes, 3, padding=1)
         self.box_deltas = nn.Conv2d(channels, num_anchors * 4, 3, padding=1)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, std=0.01)  # section 4.1
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        assert self.cls_logits.bias is not None
-        nn.init.constant_(self.cls_logits.bias, -math.log((1 - prior) / prior))  # section 4.1
+        initialize_head(self, self.cls_logits, prior)
 
     def forward(self, features: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Logits [B, A, K] and deltas [B, A, 4] of maps [B, C, Hl, Wl]."""
@@ -282,14 +276,6 @@ class RetinaNet(Detector):
             iou_threshold=config.nms_iou_threshold,
             max_detections=config.max_detections,
         )
-
-
-def _subnet(channels: int, num_convs: int, norm: Norm) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for _ in range(num_convs):
-        conv = nn.Conv2d(channels, channels, 3, padding=1, bias=norm == "none")
-        layers += [conv, make_norm(norm, channels), nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers)
 
 
 @register_model

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from pydet.weights._family import Family, Trunk
 from pydet.weights._state import State
-from pydet.weights.torchvision import resnet, retinanet
+from pydet.weights.torchvision import fcos, resnet, retinanet
 
 # One entry each, alphabetical; no two may recognise the same file (tests/weights/test_formats.py).
-FAMILIES: tuple[Family, ...] = (retinanet,)
+FAMILIES: tuple[Family, ...] = (fcos, retinanet)
 TRUNKS: tuple[Trunk, ...] = (resnet,)
 
 

@@ -18,6 +18,7 @@ NUM_CLASSES = 3
 SIZES = [(61, 83), (70, 50)]
 # What makes a detector small enough for a test, by the beginning of its name.
 SMALL = {
+    "fcos": {"fpn_channels": 16, "head_convs": 1},
     "retinanet": {"fpn_channels": 16, "head_convs": 1},
     "ssd": {
         "width": 1 / 16,

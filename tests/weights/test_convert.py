@@ -48,7 +48,13 @@ def old_name(name: str) -> str:
 
 
 # Names of torchvision's builders; " old" is the layout before its version 0.13.
-FILES = ("retinanet_resnet50_fpn", "retinanet_resnet50_fpn_v2", "retinanet_resnet50_fpn old")
+FILES = (
+    "fcos_resnet50_fpn",
+    "fcos_resnet50_fpn old",
+    "retinanet_resnet50_fpn",
+    "retinanet_resnet50_fpn_v2",
+    "retinanet_resnet50_fpn old",
+)
 
 
 def assert_same(state, other):
@@ -59,7 +65,8 @@ def assert_same(state, other):
 
 
 @pytest.mark.parametrize(
-    ("name", "keep_background"), [*((name, False) for name in FILES), (FILES[0], True)]
+    ("name", "keep_background"),
+    [*((name, False) for name in FILES), (FILES[0], True), (FILES[2], True)],
 )
 def test_there_and_back_is_the_same_to_the_bit(name, keep_background, tmp_path, capsys):
     theirs, ours, back = (tmp_path / n for n in ("a.pth", "b.safetensors", "c.pth"))
