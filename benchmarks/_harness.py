@@ -3,32 +3,28 @@
 
 Contenders are timed in turn, one sample each a round, so that whatever disturbs the machine
 disturbs all; ratios are medians over rounds of the ratio in one round. A copy of the same number of
-bytes is a contender too: it is the speed that the memory allows.
+bytes is a contender too: it is the speed that the memory allows. Where a case says how many
+multiply-adds or exponentials it needs, torch's own matrix product or exp, on data that stay in the
+cache, is another: the speed that the arithmetic allows. The slower of the two binds.
 """
 
-import json
-import os
-import platform
-import re
-import statistics
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-import pydet
-from pydet.ops import _library
+from benchmarks._memory import can_measure, peak_extra_memory, result_bytes
+from benchmarks._timing import Call, Clock, paired_ratio, sample, summary
 
-RESULTS = Path(__file__).parent / "results"
-# A sample repeats short calls until it lasts this long, so that the clock's grain does not count.
-_SHORTEST_SAMPLE = 0.5e-3
-_MIN_ROUNDS, _MAX_ROUNDS = 5, 200
+__all__ = ["Call", "Case", "compiled", "format_line", "measure", "num_bytes", "peers"]
 
-Call = Callable[[], Any]
+_MATRIX = 384  # three such matrices stay in the second-level cache
+_VECTOR = 65_536
+# Below so many bytes torch.compile is no rival (its guards decide), and each size takes seconds.
+_COMPILED_FROM = 4_000_000
 
 
 def assert_close(ours: Any, eager: Any) -> None:
@@ -41,22 +37,28 @@ class Case:
     """One call at one size.
 
     Attributes:
-        name: The size, in words.
+        name: The size, in words; unique within its benchmark.
         pydet: The call that is measured, without arguments.
         eager: The formula in torch that a user would write; the result is checked against it.
         num_bytes: Bytes that a call has to read and write, each input and output once.
-        peers: Other libraries' calls, by name.
+        peers: Other calls, by name: "torchvision", "compile" (torch.compile of the formula).
         check: Raises where the two results (pydet's, eager's) differ.
         time_eager: False where the formula is far too slow or large to be timed.
+        arithmetic: What has to be computed at least, and how often; None where memory binds anyway.
+        series: The curve of the plot that this case is a point of; "" for none.
+        size: The point's place on the curve: boxes, pairs, ...
     """
 
     name: str
     pydet: Call
     eager: Call
     num_bytes: int
-    peers: dict[str, Call]
+    peers: dict[str, Call] = field(default_factory=dict)
     check: Callable[[Any, Any], None] = assert_close
     time_eager: bool = True
+    arithmetic: tuple[Literal["multiply-add", "exp"], float] | None = None
+    series: str = ""
+    size: int = 0
 
 
 def torchvision_ops() -> Any:
@@ -76,64 +78,72 @@ def peers(**calls: Callable[[Any], Call]) -> dict[str, Call]:
     return {name: make(ops) for name, make in calls.items()}
 
 
-def _copy_call(num_bytes: int, device: torch.device) -> Call:
+@functools.cache
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """torch.compile of a formula, for each size anew: its best case."""
+    # A code object is compiled for each size, dtype and number of threads.
+    torch._dynamo.config.recompile_limit = 256
+    torch._dynamo.config.accumulated_recompile_limit = 10_000
+    return torch.compile(function, dynamic=False, fullgraph=True)
+
+
+def num_bytes(*tensors: Tensor) -> int:
+    """Bytes of all elements together."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _copy_call(count: int, device: torch.device) -> Call:
     """Copies half of the bytes, so that all of them are moved."""
-    source = torch.ones(max(num_bytes // 2, 1), dtype=torch.uint8, device=device)
+    source = torch.ones(max(count // 2, 1), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return lambda: target.copy_(source)
 
 
-class _Clock:
-    """Seconds of ``repeats`` calls: by CUDA events with a flushed L2 cache, or by the clock."""
+def _limit_calls(case: Case, device: torch.device) -> tuple[dict[str, Call], dict[str, float]]:
+    """The machine's limits as calls, and how many of each call's the case needs."""
+    calls, scale = {"copy": _copy_call(case.num_bytes, device)}, {"copy": 1.0}
+    if case.arithmetic is None:
+        return calls, scale
+    kind, count = case.arithmetic
+    if kind == "multiply-add":
+        matrix = torch.ones(_MATRIX, _MATRIX, device=device)
+        product = torch.empty_like(matrix)
+        calls[kind] = lambda: torch.mm(matrix, matrix, out=product)
+        scale[kind] = count / _MATRIX**3
+    else:
+        vector = torch.linspace(-8, 0, _VECTOR, device=device)
+        values = torch.empty_like(vector)
+        calls[kind] = lambda: torch.exp(vector, out=values)
+        scale[kind] = count / _VECTOR
+    return calls, scale
 
-    def __init__(self, device: torch.device) -> None:
-        self.on_gpu = device.type == "cuda"
-        if self.on_gpu:
-            size = 2 * torch.cuda.get_device_properties(device).L2_cache_size
-            self.flushed = torch.empty(size, dtype=torch.uint8, device=device)
 
-    def __call__(self, call: Call, repeats: int) -> float:
-        if not self.on_gpu:
-            begin = time.perf_counter()
-            for _ in range(repeats):
+def _contenders(case: Case, skip: tuple[str, ...]) -> dict[str, Call]:
+    contenders = {"pydet": case.pydet}
+    for name, call in case.peers.items():
+        if name in skip or (name == "compile" and case.num_bytes < _COMPILED_FROM):
+            continue
+        if name == "compile":
+            try:
                 call()
-            return time.perf_counter() - begin
-        total = 0.0
-        for _ in range(repeats):
-            begin_event = torch.cuda.Event(enable_timing=True)
-            end_event = torch.cuda.Event(enable_timing=True)
-            self.flushed.zero_()
-            begin_event.record()
-            call()
-            end_event.record()
-            end_event.synchronize()
-            total += begin_event.elapsed_time(end_event) * 1e-3
-        return total
+            except Exception as error:  # what the compiler cannot do, or no C++ compiler at hand
+                print(f"  {case.name}: torch.compile: {str(error).splitlines()[0]}")
+                continue
+        contenders[name] = call
+    if case.time_eager:
+        contenders["eager"] = case.eager
+    return contenders
 
 
-def _sample(contenders: dict[str, Call], clock: _Clock, seconds: float) -> dict[str, list[float]]:
-    """Seconds a call of each contender, one value a round."""
-    repeats = {}
-    round_seconds = 0.0
-    for name, call in contenders.items():
-        clock(call, 1)  # warms up: code, caches, allocator
-        once = clock(call, 1)
-        repeats[name] = max(1, int(_SHORTEST_SAMPLE / max(once, 1e-9)))
-        round_seconds += once * repeats[name]
-    rounds = min(max(int(seconds / round_seconds), _MIN_ROUNDS), _MAX_ROUNDS)
-    samples: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, call in contenders.items():
-            samples[name].append(clock(call, repeats[name]) / repeats[name])
-    return samples
-
-
-def _summary(seconds: Sequence[float]) -> dict[str, float]:
-    low, middle, high = statistics.quantiles(seconds, n=4)
-    return {"median_ms": middle * 1e3, "q25_ms": low * 1e3, "q75_ms": high * 1e3}
-
-
-def measure(case: Case, device: torch.device, threads: int, seconds: float) -> dict[str, Any]:
+def measure(
+    case: Case,
+    device: torch.device,
+    threads: int,
+    seconds: float,
+    *,
+    expected: Any = None,
+    skip: tuple[str, ...] = (),
+) -> dict[str, Any]:
     """Checks one case, then times it.
 
     Args:
@@ -141,32 +151,42 @@ def measure(case: Case, device: torch.device, threads: int, seconds: float) -> d
         device: Where its tensors are.
         threads: For torch and pydet alike; of no consequence on a GPU.
         seconds: Time to spend on it, roughly.
+        expected: The formula's result, where it is known already.
+        skip: Peers that are left out.
     """
     torch.set_num_threads(threads)
-    case.check(case.pydet(), case.eager())
-    contenders = {"pydet": case.pydet, **case.peers}
-    if case.time_eager:
-        contenders["eager"] = case.eager
-    contenders["copy"] = _copy_call(case.num_bytes, device)
-    samples = _sample(contenders, _Clock(device), seconds)
-    times = {name: _summary(values) for name, values in samples.items()}
+    case.check(case.pydet(), case.eager() if expected is None else expected)
+    contenders = _contenders(case, skip)
+    limits, scale = _limit_calls(case, device)
+    samples = sample({**contenders, **limits}, Clock(device, threads), seconds)
+    for name in limits:
+        samples[name] = [value * scale[name] for value in samples[name]]
     ours = samples["pydet"]
-    return {
+    times = {name: summary(values) for name, values in samples.items()}
+    bound = max(limits, key=lambda name: times[name]["median_ms"])
+    result = {
         "case": case.name,
         "threads": threads,
         "rounds": len(ours),
         "bytes": case.num_bytes,
         "gb_per_s": case.num_bytes / times["pydet"]["median_ms"] * 1e-6,
-        "share_of_copy": statistics.median(
-            copy / own for copy, own in zip(samples["copy"], ours, strict=True)
-        ),
+        "bound": bound,
+        "share_of_bound": paired_ratio(samples[bound], ours),
         "times_faster_than": {
-            name: statistics.median(other / own for other, own in zip(values, ours, strict=True))
-            for name, values in samples.items()
-            if name not in ("pydet", "copy")
+            name: paired_ratio(samples[name], ours) for name in contenders if name != "pydet"
         },
         "times": times,
     }
+    if can_measure(device):
+        result["result_bytes"] = result_bytes(case.pydet())
+        result["peak_extra_bytes"] = {
+            name: peak_extra_memory(call, device)
+            for name, call in contenders.items()
+            if times[name]["samples"] > 1 or len(ours) == 1
+        }
+    if case.series:
+        result |= {"series": case.series, "size": case.size}
+    return result
 
 
 def format_line(result: dict[str, Any]) -> str:
@@ -175,44 +195,10 @@ def format_line(result: dict[str, Any]) -> str:
     faster = ", ".join(
         f"{ratio:.1f}x {name}" for name, ratio in result["times_faster_than"].items()
     )
+    peaks = result.get("peak_extra_bytes", {})
+    memory = ", ".join(f"{peak / 2**20:.1f} {name}" for name, peak in peaks.items())
     return (
-        f"  {result['case']:<34} {result['threads']:>2} threads {times['median_ms']:>10.3f} ms "
+        f"  {result['case']:<44} {result['threads']:>2} threads {times['median_ms']:>10.3f} ms "
         f"[{times['q25_ms']:.3f}, {times['q75_ms']:.3f}]  {result['gb_per_s']:>7.2f} GB/s "
-        f"{result['share_of_copy']:>6.1%} of copy  {faster}"
+        f"{result['share_of_bound']:>6.1%} of {result['bound']}  {faster}; MB: {memory}"
     )
-
-
-def device_name(device: torch.device) -> str:
-    """The name of the chip, as a folder can have it."""
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    else:
-        name = platform.machine()
-        cpuinfo = Path("/proc/cpuinfo")
-        if cpuinfo.is_file():
-            found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text(encoding="utf-8"))
-            name = found[1] if found else name
-        name = f"{name} {os.cpu_count()} cores"
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-
-
-def write_results(op: str, device: torch.device, results: list[dict[str, Any]]) -> Path:
-    """Writes results/<device>/<op>.json and returns its path."""
-    extension = _library.extension
-    about = {
-        "op": op,
-        "device": device_name(device),
-        "pydet": pydet.__version__,
-        "torch": torch.__version__,
-        "cpu_path": None if extension is None else extension.cpu_isa(),
-        "results": results,
-    }
-    path = RESULTS / device_name(device) / f"{op}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-    return path
-
-
-def num_bytes(*tensors: Tensor) -> int:
-    """Bytes of all elements together."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from benchmarks._harness import Case, num_bytes, peers
+from benchmarks._harness import Case, compiled, num_bytes, peers
 from pydet.ops import decode_boxes, encode_boxes
 
 _WEIGHTS = (1.0, 1.0, 1.0, 1.0)
@@ -45,26 +45,32 @@ def _coder():
 
 def cases(device: torch.device) -> Iterator[Case]:
     generator = torch.Generator().manual_seed(0)
-    for count in (5_000, 201_600):
+    for count in (10, 1_000, 5_000, 201_600, 1_612_800):
         boxes, anchors = (_boxes(count, device, generator) for _ in range(2))
         deltas = torch.randn(count, 4, generator=generator).to(device) * 0.2
         yield Case(
-            name=f"encode {count} float32",
+            name=f"encode_boxes {count}",
             pydet=lambda b=boxes, a=anchors: encode_boxes(b, a),
             eager=lambda b=boxes, a=anchors: _encode(b, a),
             peers=peers(
-                torchvision=lambda _, b=boxes, a=anchors: lambda: _coder().encode_single(b, a)
+                torchvision=lambda _, b=boxes, a=anchors: lambda: _coder().encode_single(b, a),
+                compile=lambda _, b=boxes, a=anchors: lambda: compiled(_encode)(b, a),
             ),
             num_bytes=num_bytes(boxes, anchors, deltas),
             check=_check,
+            series="encode_boxes",
+            size=count,
         )
         yield Case(
-            name=f"decode {count} float32",
+            name=f"decode_boxes {count}",
             pydet=lambda d=deltas, a=anchors: decode_boxes(d, a),
             eager=lambda d=deltas, a=anchors: _decode(d, a),
             peers=peers(
-                torchvision=lambda _, d=deltas, a=anchors: lambda: _coder().decode_single(d, a)
+                torchvision=lambda _, d=deltas, a=anchors: lambda: _coder().decode_single(d, a),
+                compile=lambda _, d=deltas, a=anchors: lambda: compiled(_decode)(d, a),
             ),
             num_bytes=num_bytes(boxes, anchors, deltas),
             check=_check,
+            series="decode_boxes",
+            size=count,
         )

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks._harness import Case, num_bytes, peers
+from benchmarks._harness import Case, compiled, num_bytes, peers
 from pydet import ops
 
 _FAMILY = ("generalized_box_iou", "distance_box_iou", "complete_box_iou")
@@ -63,48 +63,67 @@ def _check_gradients(ours: tuple[Any, ...], eager: tuple[Any, ...]) -> None:
         torch.testing.assert_close(x, y, rtol=1e-3, atol=1e-4 * y.abs().max().item())
 
 
-def _family_cases(name: str, boxes1: Tensor, boxes2: Tensor) -> Iterator[Case]:
-    """The overlap alone, and with the gradients of both sides."""
-    ours = getattr(ops, name)
-    pairs = boxes1.shape[0] * boxes2.shape[0] * 4
+def _formula(name: str) -> Callable[[Tensor, Tensor], Tensor]:
+    if name == "box_iou":
+        return eager_box_iou
+    return lambda a, b: eager_overlap(name, a[:, None], b)
 
-    def formula(a: Tensor, b: Tensor) -> Tensor:
-        return eager_box_iou(a, b) if name == "box_iou" else eager_overlap(name, a[:, None], b)
 
-    size = f"{len(boxes1)} x {len(boxes2)} float32"
-    if name != "box_iou":
-        yield Case(
-            name=f"{name} {size}",
-            pydet=lambda: ours(boxes1, boxes2),
-            eager=lambda: formula(boxes1, boxes2),
-            peers=peers(torchvision=lambda tv: lambda: getattr(tv, name)(boxes1, boxes2)),
-            num_bytes=num_bytes(boxes1, boxes2) + pairs,
-        )
-    yield Case(
-        name=f"{name} with gradients {size}",
-        pydet=lambda: _gradients(ours, boxes1, boxes2),
+_FORMULAS = {name: _formula(name) for name in ("box_iou", *_FAMILY)}
+
+
+def _forward(name: str, boxes1: Tensor, boxes2: Tensor, series: str = "") -> Case:
+    formula = _FORMULAS[name]
+    return Case(
+        name=f"{name} {len(boxes1)} x {len(boxes2)}",
+        pydet=lambda: getattr(ops, name)(boxes1, boxes2),
+        eager=lambda: formula(boxes1, boxes2),
+        peers=peers(
+            torchvision=lambda tv: lambda: getattr(tv, name)(boxes1, boxes2),
+            compile=lambda _: lambda: compiled(formula)(boxes1, boxes2),
+        ),
+        num_bytes=num_bytes(boxes1, boxes2) + boxes1.shape[0] * boxes2.shape[0] * 4,
+        series=series,
+        size=len(boxes1) * len(boxes2) if series else 0,
+    )
+
+
+def _with_gradients(name: str, boxes1: Tensor, boxes2: Tensor) -> Case:
+    formula = _FORMULAS[name]
+    return Case(
+        name=f"{name} with gradients {len(boxes1)} x {len(boxes2)}",
+        pydet=lambda: _gradients(getattr(ops, name), boxes1, boxes2),
         eager=lambda: _gradients(formula, boxes1, boxes2),
-        peers=peers(torchvision=lambda tv: lambda: _gradients(getattr(tv, name), boxes1, boxes2)),
-        num_bytes=3 * num_bytes(boxes1, boxes2) + 3 * pairs,
+        peers=peers(
+            torchvision=lambda tv: lambda: _gradients(getattr(tv, name), boxes1, boxes2),
+            compile=lambda _: lambda: _gradients(compiled(formula), boxes1, boxes2),
+        ),
+        num_bytes=3 * num_bytes(boxes1, boxes2) + 3 * boxes1.shape[0] * boxes2.shape[0] * 4,
         check=_check_gradients,
     )
 
 
 def cases(device: torch.device) -> Iterator[Case]:
     generator = torch.Generator().manual_seed(0)
+
+    def pair(count1: int, count2: int) -> tuple[Tensor, Tensor]:
+        return boxes_of(count1, device, generator), boxes_of(count2, device, generator)
+
+    for count in (10, 100, 1_000, 5_000):
+        boxes1, boxes2 = pair(count, count)
+        yield _forward("box_iou", boxes1, boxes2, series="box_iou N x N")
     # RetinaNet at 800 x 1333 has 200,000 anchors, SSD300 8,732; an image has 8 to 100 objects.
-    for count1, count2 in ((8, 8_732), (100, 100_000), (1_000, 1_000), (5_000, 5_000)):
-        boxes1 = boxes_of(count1, device, generator)
-        boxes2 = boxes_of(count2, device, generator)
-        yield Case(
-            name=f"{count1} x {count2} float32",
-            pydet=lambda a=boxes1, b=boxes2: ops.box_iou(a, b),
-            eager=lambda a=boxes1, b=boxes2: eager_box_iou(a, b),
-            peers=peers(torchvision=lambda tv, a=boxes1, b=boxes2: lambda: tv.box_iou(a, b)),
-            num_bytes=num_bytes(boxes1, boxes2) + count1 * count2 * 4,
-        )
+    for count1, count2 in ((8, 8_732), (100, 100_000)):
+        yield _forward("box_iou", *pair(count1, count2))
+    for name in _FAMILY:
+        for count in (10, 100):
+            yield _forward(name, *pair(count, count), series=f"{name} N x N")
     for count1, count2 in ((1_000, 1_000), (100, 20_000)):
-        boxes1 = boxes_of(count1, device, generator)
-        boxes2 = boxes_of(count2, device, generator)
+        boxes1, boxes2 = pair(count1, count2)
         for name in ("box_iou", *_FAMILY):
-            yield from _family_cases(name, boxes1, boxes2)
+            if name != "box_iou":
+                square = f"{name} N x N" if count1 == count2 else ""
+                yield _forward(name, boxes1, boxes2, square)
+            yield _with_gradients(name, boxes1, boxes2)
+    for name in _FAMILY:
+        yield _forward(name, *pair(3_000, 3_000), series=f"{name} N x N")

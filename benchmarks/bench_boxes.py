@@ -54,29 +54,37 @@ def _masks(count: int, device: torch.device) -> Tensor:
     return torch.stack(discs).to(device)
 
 
+_SIZE = (800, 1333)
 # Name, call on a library of ops, formula, bytes written a box.
 _CALLS: tuple[tuple[str, Callable[[Any, Tensor], Tensor], Callable[[Tensor], Tensor], int], ...] = (
-    ("area", lambda lib, b: lib.box_area(b), lambda b: (b[:, 2:] - b[:, :2]).prod(1), 4),
-    ("convert", lambda lib, b: lib.box_convert(b, "xyxy", "cxcywh"), _eager_convert, 16),
-    ("clip", lambda lib, b: lib.clip_boxes_to_image(b, (800, 1333)), _eager_clip, 16),
-    ("remove small", lambda lib, b: lib.remove_small_boxes(b, 16), _eager_removal, 8),
+    ("box_area", lambda lib, b: lib.box_area(b), lambda b: (b[:, 2:] - b[:, :2]).prod(1), 4),
+    ("box_convert", lambda lib, b: lib.box_convert(b, "xyxy", "cxcywh"), _eager_convert, 16),
+    (
+        "clip_boxes_to_image",
+        lambda lib, b: lib.clip_boxes_to_image(b, (800, 1333)),
+        _eager_clip,
+        16,
+    ),
+    ("remove_small_boxes", lambda lib, b: lib.remove_small_boxes(b, 16), _eager_removal, 8),
 )
 
 
 def cases(device: torch.device) -> Iterator[Case]:
-    for count in (1_000, 200_000, 1_600_000):
+    for count in (10, 1_000, 200_000, 1_600_000):
         boxes = _boxes(count, device)
         for name, call, eager, written in _CALLS:
             yield Case(
-                name=f"{name}, {count} float32",
+                name=f"{name} {count}",
                 pydet=lambda c=call, b=boxes: c(ops, b),
                 eager=lambda e=eager, b=boxes: e(b),
                 peers=peers(torchvision=lambda lib, c=call, b=boxes: lambda: c(lib, b)),
                 num_bytes=num_bytes(boxes) + written * count,
+                series=name,
+                size=count,
             )
     masks = _masks(30, device)
     yield Case(
-        name="masks to boxes, 30 x 800 x 1333 bool",
+        name="masks_to_boxes 30 x 800 x 1333",
         pydet=lambda: ops.masks_to_boxes(masks),
         eager=lambda: _eager_masks(masks),
         peers=peers(torchvision=lambda lib: lambda: lib.masks_to_boxes(masks)),

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks._harness import Case, num_bytes, peers
+from benchmarks._harness import Call, Case, compiled, num_bytes, peers
 from pydet.ops import sigmoid_focal_loss
 
 Loss = Callable[..., Tensor]
@@ -53,6 +53,16 @@ def gradient(loss: Loss, inputs: Tensor, targets: Tensor, _: str) -> Callable[[]
     return call
 
 
+def rival(formula: Loss, make: Callable[..., Call], *args: object) -> dict[str, Call]:
+    """torch.compile of the formula, for peers(); float32 alone, which is enough to compare with."""
+    return {"compile": make(compiled(formula), *args)} if args[0].dtype == torch.float32 else {}
+
+
+def exponentials(inputs: Tensor) -> tuple[str, float]:
+    """What a sigmoid loss has to compute: an exponential and a logarithm, as dear as one."""
+    return "exp", 2.0 * inputs.numel()
+
+
 def check(ours: Tensor, eager: Tensor) -> None:
     # The formula adds up in the dtype and forms 1 - p_t by subtraction.
     tolerance = {torch.float32: 1e-4, torch.bfloat16: 2e-2}[ours.dtype]
@@ -62,7 +72,9 @@ def check(ours: Tensor, eager: Tensor) -> None:
 def cases(device: torch.device) -> Iterator[Case]:
     # RetinaNet at 800 x 1333 has 200,000 anchors and 80 classes.
     sizes = [
-        (2_000, 20, torch.float32),
+        (10, 80, torch.float32),
+        (2_000, 80, torch.float32),
+        (20_000, 80, torch.float32),
         (200_000, 80, torch.float32),
         (200_000, 80, torch.bfloat16),
     ]
@@ -70,6 +82,7 @@ def cases(device: torch.device) -> Iterator[Case]:
         sizes.append((1_000_000, 80, torch.float32))
     for rows, classes, dtype in sizes:
         inputs, labels, dense = _inputs(rows, classes, device, dtype)
+        series = dtype == torch.float32
         size = f"{rows} x {classes} {str(dtype).removeprefix('torch.')}"
         for form, targets in (("dense", dense), ("labels", labels)):
             read = num_bytes(inputs, targets)
@@ -86,7 +99,11 @@ def cases(device: torch.device) -> Iterator[Case]:
                         torchvision=lambda ops, m=make, i=inputs, d=dense, r=reduction: m(
                             ops.sigmoid_focal_loss, i, d, r
                         )
-                    ),
+                    )
+                    | (rival(_eager, make, inputs, dense, reduction) if form == "dense" else {}),
+                    arithmetic=exponentials(inputs),
+                    series=f"sigmoid_focal_loss: {name}, {form}" if series else "",
+                    size=rows,
                     num_bytes=moved,
                     check=check,
                 )

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks._harness import Case, num_bytes
-from benchmarks.bench_focal_loss import check, forward, gradient
+from benchmarks.bench_focal_loss import check, exponentials, forward, gradient, rival
 from pydet.ops import heatmap_focal_loss
 
 
@@ -35,7 +35,12 @@ def _eager(inputs: Tensor, targets: Tensor, reduction: str) -> Tensor:
 
 def cases(device: torch.device) -> Iterator[Case]:
     # CenterNet at 512 x 512: 80 maps of 128 x 128.
-    for images, dtype in ((1, torch.float32), (8, torch.float32), (8, torch.bfloat16)):
+    for images, dtype in (
+        (1, torch.float32),
+        (4, torch.float32),
+        (16, torch.float32),
+        (16, torch.bfloat16),
+    ):
         inputs, targets = _inputs(images, device, dtype)
         size = f"{images} x 80 x 128 x 128 {str(dtype).removeprefix('torch.')}"
         for name, make, reduction in (
@@ -51,7 +56,10 @@ def cases(device: torch.device) -> Iterator[Case]:
                 name=f"{name}, {size}",
                 pydet=make(heatmap_focal_loss, inputs, targets, reduction),
                 eager=make(_eager, inputs, targets, reduction),
-                peers={},
+                peers=rival(_eager, make, inputs, targets, reduction),
                 num_bytes=moved,
+                arithmetic=exponentials(inputs),
                 check=check,
+                series=name if dtype == torch.float32 else "",
+                size=images if dtype == torch.float32 else 0,
             )

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks._harness import Case, num_bytes, peers
+from benchmarks._harness import Case, compiled, num_bytes, peers
 from benchmarks.bench_box_iou import eager_box_iou
 from pydet.ops import match_anchors
 
@@ -72,6 +72,20 @@ def _torchvision(
     return make
 
 
+def _one_image(anchors: Tensor, gt_boxes: Tensor) -> Tensor:
+    """Of one image, without indexing by masks: what torch.compile makes most of."""
+    matrix = eager_box_iou(gt_boxes, anchors)
+    best, own = matrix.max(0)
+    matched = torch.where(best < _FOREGROUND, -2, own)
+    matched = torch.where(best < _BACKGROUND, -1, matched)
+    tied = (matrix == matrix.amax(1, keepdim=True)).any(0)
+    return torch.where(tied, own, matched)
+
+
+def _compiled(anchors: Tensor, gt_boxes: Tensor) -> Callable[[Any], Callable[[], Any]]:
+    return lambda _: lambda: compiled(_one_image)(anchors, gt_boxes)
+
+
 def _eager_ssd(anchors: Tensor, gt_boxes: Tensor) -> tuple[Tensor, Tensor]:
     """The rule of SSD on the matrix: as the low-quality rule, but each has one best anchor."""
     matrix = eager_box_iou(gt_boxes, anchors)
@@ -94,22 +108,28 @@ def _ssd_matcher(anchors: Tensor, gt_boxes: Tensor) -> Callable[[Any], Callable[
 def cases(device: torch.device) -> Iterator[Case]:
     generator = torch.Generator().manual_seed(0)
     anchors = _anchors(device)
-    for images, objects in ((1, 8), (1, 100), (8, 8), (8, 100)):
+    for images, objects in ((1, 1), (1, 8), (1, 30), (1, 100), (1, 500), (8, 8), (8, 100)):
         gt = _objects(images * objects, device, generator)
         offsets = torch.arange(images + 1, device=device) * objects
         yield Case(
-            name=f"{images} x {len(anchors)} x {objects} float32",
+            name=f"{images} x {len(anchors)} x {objects}",
             pydet=lambda gt=gt, offsets=offsets: tuple(
                 match_anchors(anchors, gt, _FOREGROUND, _BACKGROUND, True, offsets=offsets)
             ),
             eager=lambda gt=gt, offsets=offsets: _eager(anchors, gt, offsets),
-            peers=peers(torchvision=_torchvision(anchors, gt, offsets)),
+            peers=peers(
+                torchvision=_torchvision(anchors, gt, offsets), compile=_compiled(anchors, gt)
+            )
+            if images == 1
+            else peers(torchvision=_torchvision(anchors, gt, offsets)),
             num_bytes=num_bytes(anchors, gt) + images * len(anchors) * (8 + 4),
+            series=f"{len(anchors)} anchors x boxes" if images == 1 else "",
+            size=objects,
         )
     for objects in (8, 100):
         gt = _objects(objects, device, generator)
         yield Case(
-            name=f"SSD, {len(anchors)} x {objects} float32",
+            name=f"SSD, {len(anchors)} x {objects}",
             pydet=lambda gt=gt: tuple(
                 match_anchors(anchors, gt, _FOREGROUND, _FOREGROUND, best_anchor_for_each_gt=True)
             ),

@@ -59,7 +59,7 @@ def _rows(keep: Tensor, counts: Tensor) -> list[list[int]]:
 def cases(device: torch.device) -> Iterator[Case]:
     generator = torch.Generator().manual_seed(0)
     for name, make in (("clustered", _clustered), ("sparse", _sparse)):
-        for count in (10, 1_000, 5_000, 20_000):
+        for count in (10, 100, 1_000, 5_000, 20_000, 100_000):
             boxes, scores = (t.to(device) for t in make(count, generator))
             yield Case(
                 name=f"nms {name} {count}",
@@ -71,6 +71,8 @@ def cases(device: torch.device) -> Iterator[Case]:
                 num_bytes=num_bytes(boxes, scores) + 8 * count,
                 check=_assert_equal,
                 time_eager=count <= MOST_TIMED_EAGERLY,
+                series=f"nms {name}",
+                size=count,
             )
     yield from _batched_cases(device, generator)
 

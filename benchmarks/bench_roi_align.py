@@ -2,13 +2,15 @@
 """roi_align and multiscale_roi_align: heads of Faster R-CNN on a pyramid and on a C4 trunk."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from benchmarks._harness import Case, num_bytes, peers
+from benchmarks._harness import Call, Case, num_bytes, peers
+from benchmarks.bench_roi_pool import cells_bytes
 from pydet.ops import multiscale_roi_align, roi_align
 
 Align = Callable[[Tensor], Tensor]
@@ -57,34 +59,40 @@ def _assert_close(ours: Any, eager: Any) -> None:
     torch.testing.assert_close(ours, eager, rtol=1e-3, atol=1e-3)
 
 
+def _regions(
+    features: Tensor, boxes: Tensor, layout: str, gradients: bool, series: str = ""
+) -> Case:
+    """7 x 7 bins of two by two samples on a map of stride 4."""
+
+    def call(align: Callable[..., Tensor], *grid: int) -> Call:
+        def of(x: Tensor) -> Tensor:
+            return align(x, boxes, 7, 0.25, *grid)
+
+        return (lambda: _with_gradient(of, features)) if gradients else (lambda: of(features))
+
+    moved = cells_bytes(features, boxes, 0.25) + len(boxes) * features.shape[1] * 49 * 4
+    shape = " x ".join(map(str, features.shape[1:]))
+    return Case(
+        name=f"{shape}, {len(boxes)} RoIs, 7 x 7, {layout}{', with gradient' * gradients}",
+        pydet=call(roi_align, 2),
+        eager=call(eager_roi_align),
+        peers=peers(torchvision=lambda ops: call(ops.roi_align, 2)),
+        num_bytes=(1 + gradients) * moved,
+        check=_assert_close,
+        series=series,
+        size=len(boxes) if series else 0,
+    )
+
+
 def _single_level(device: torch.device, generator: torch.Generator) -> Iterator[Case]:
     features = torch.randn(1, 256, 200, 272, generator=generator).to(device)
-    boxes = _boxes(512, (16, 256), device, generator)
-    size = num_bytes(boxes) + 512 * 256 * 49 * 4 + num_bytes(features)
-    for name, x in (
-        ("NCHW", features),
-        ("NHWC", features.contiguous(memory_format=torch.channels_last)),
-    ):
-        yield Case(
-            name=f"256 x 200 x 272, 512 RoIs, 7 x 7, {name}",
-            pydet=lambda x=x: roi_align(x, boxes, 7, 0.25, 2),
-            eager=lambda x=x: eager_roi_align(x, boxes, 7, 0.25),
-            peers=peers(torchvision=lambda ops, x=x: lambda: ops.roi_align(x, boxes, 7, 0.25, 2)),
-            num_bytes=size,
-            check=_assert_close,
-        )
-        yield Case(
-            name=f"the same with gradient, {name}",
-            pydet=lambda x=x: _with_gradient(lambda f: roi_align(f, boxes, 7, 0.25, 2), x),
-            eager=lambda x=x: _with_gradient(lambda f: eager_roi_align(f, boxes, 7, 0.25), x),
-            peers=peers(
-                torchvision=lambda ops, x=x: (
-                    lambda: _with_gradient(lambda f: ops.roi_align(f, boxes, 7, 0.25, 2), x)
-                )
-            ),
-            num_bytes=2 * size,
-            check=_assert_close,
-        )
+    last = features.contiguous(memory_format=torch.channels_last)
+    for count in (1, 16, 128, 512, 2_000):
+        boxes = _boxes(count, (16, 256), device, generator)
+        for layout, x in (("NCHW", features), ("NHWC", last)):
+            yield _regions(x, boxes, layout, False, f"roi_align 7 x 7 {layout}")
+            if count == 512:
+                yield _regions(x, boxes, layout, True)
 
 
 def _c4(device: torch.device, generator: torch.Generator) -> Iterator[Case]:
@@ -102,7 +110,7 @@ def _c4(device: torch.device, generator: torch.Generator) -> Iterator[Case]:
         time_eager=False,
     )
     yield Case(
-        name="the same with gradient, adaptive",
+        name="1024 x 50 x 84, 256 RoIs, 14 x 14, adaptive, with gradient",
         pydet=lambda: _with_gradient(lambda f: roi_align(f, boxes, 14, 1 / 16), features),
         eager=lambda: _with_gradient(lambda f: roi_align(f, boxes, 14, 1 / 16), last),
         peers=peers(
@@ -137,19 +145,39 @@ def _levels(device: torch.device, generator: torch.Generator) -> Iterator[Case]:
     for name, layout in (("NCHW", torch.contiguous_format), ("NHWC", torch.channels_last)):
         xs = [x.contiguous(memory_format=layout) for x in maps]
 
-        def torchvision(ops: Any, xs: list[Tensor] = xs) -> Callable[[], Tensor]:
+        def ours(xs: list[Tensor]) -> Tensor:
+            return multiscale_roi_align(xs, boxes, 7, scales, 2)
+
+        def theirs(ops: Any) -> Callable[[list[Tensor]], Tensor]:
             pooler = ops.MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2)
-            named = {str(i): x for i, x in enumerate(xs)}
-            return lambda: pooler(named, [boxes[:, 1:]], [(800, 1088)])
+
+            def pool(maps: list[Tensor]) -> Tensor:
+                named = {str(i): x for i, x in enumerate(maps)}
+                return pooler(named, [boxes[:, 1:]], [(800, 1088)])  # type: ignore[no-any-return]
+
+            return pool
 
         yield Case(
             name=f"4 levels, 1000 RoIs, 7 x 7, {name}",
-            pydet=lambda xs=xs: multiscale_roi_align(xs, boxes, 7, scales, 2),
-            eager=lambda xs=xs: eager(xs),
-            peers=peers(torchvision=torchvision),
+            pydet=partial(ours, xs),
+            eager=partial(eager, xs),
+            peers=peers(torchvision=lambda ops, xs=xs: partial(theirs(ops), xs)),
             num_bytes=size,
             check=_assert_close,
         )
+        yield Case(
+            name=f"4 levels, 1000 RoIs, 7 x 7, {name}, with gradient",
+            pydet=_with_gradients(ours, xs),
+            eager=_with_gradients(eager, xs),
+            peers=peers(torchvision=lambda ops, xs=xs: _with_gradients(theirs(ops), xs)),
+            num_bytes=2 * size,
+            check=_assert_close,
+        )
+
+
+def _with_gradients(pool: Callable[[list[Tensor]], Tensor], maps: list[Tensor]) -> Call:
+    leaves = [x.detach().requires_grad_() for x in maps]
+    return lambda: torch.autograd.grad(pool(leaves).sum(), leaves)
 
 
 def cases(device: torch.device) -> Iterator[Case]:

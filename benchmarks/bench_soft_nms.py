@@ -54,7 +54,7 @@ def _assert_alike(ours: DecayedKeep, eager: DecayedKeep) -> None:
 def cases(device: torch.device) -> Iterator[Case]:
     generator = torch.Generator().manual_seed(0)
     for name, make in (("clustered", _clustered), ("sparse", _sparse)):
-        for count in (10, 1_000, 5_000, 20_000):
+        for count in (10, 100, 1_000, 5_000, 20_000):
             boxes, scores = (t.to(device) for t in make(count, generator))
             for method in ("linear", "gaussian"):
                 yield Case(
@@ -65,6 +65,8 @@ def cases(device: torch.device) -> Iterator[Case]:
                     num_bytes=num_bytes(boxes, scores) + 12 * count,
                     check=_assert_alike,
                     time_eager=count <= MOST_TIMED_EAGERLY,
+                    series=f"soft_nms {method} {name}",
+                    size=count,
                 )
     count = 5_000
     boxes, scores = (t.to(device) for t in _clustered(count, generator))

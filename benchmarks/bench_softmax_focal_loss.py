@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks._harness import Case, num_bytes
-from benchmarks.bench_focal_loss import check, forward, gradient
+from benchmarks.bench_focal_loss import check, forward, gradient, rival
 from pydet.ops import softmax_focal_loss
 
 
@@ -35,6 +35,9 @@ def cases(device: torch.device) -> Iterator[Case]:
     # A batch of 16 images of SSD300; 8 x 512 RoIs; one image's 845 boxes of YOLO9000.
     sizes = [
         (16 * 8732, 21, torch.float32),
+        (10, 81, torch.float32),
+        (1_000, 81, torch.float32),
+        (8732, 81, torch.float32),
         (16 * 8732, 81, torch.float32),
         (16 * 8732, 81, torch.bfloat16),
         (8 * 512, 91, torch.float32),
@@ -42,6 +45,7 @@ def cases(device: torch.device) -> Iterator[Case]:
     ]
     for rows, classes, dtype in sizes:
         inputs, targets = _inputs(rows, classes, device, dtype)
+        series = classes == 81 and dtype == torch.float32
         size = f"{rows} x {classes} {str(dtype).removeprefix('torch.')}"
         read = num_bytes(inputs, targets)
         for name, make, moved in (
@@ -52,7 +56,10 @@ def cases(device: torch.device) -> Iterator[Case]:
                 name=f"{name}, {size}",
                 pydet=make(softmax_focal_loss, inputs, targets, "sum"),
                 eager=make(_eager, inputs, targets, "sum"),
-                peers={},
+                peers=rival(_eager, make, inputs, targets, "sum"),
                 num_bytes=moved,
+                arithmetic=("exp", inputs.numel()),
                 check=check,
+                series=f"{name}, {classes} classes" if series else "",
+                size=rows,
             )

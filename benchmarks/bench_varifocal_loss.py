@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks._harness import Case, num_bytes
-from benchmarks.bench_focal_loss import check, forward, gradient
+from benchmarks.bench_focal_loss import check, exponentials, forward, gradient, rival
 from pydet.ops import varifocal_loss
 
 
@@ -31,6 +31,8 @@ def _eager(inputs: Tensor, targets: Tensor, reduction: str) -> Tensor:
 def cases(device: torch.device) -> Iterator[Case]:
     # VFNet at 800 x 1333: 22,400 locations, 80 classes, and a batch of eight of them.
     for rows, dtype in (
+        (10, torch.float32),
+        (1_000, torch.float32),
         (22_400, torch.float32),
         (179_200, torch.float32),
         (179_200, torch.bfloat16),
@@ -50,7 +52,10 @@ def cases(device: torch.device) -> Iterator[Case]:
                 name=f"{name}, {size}",
                 pydet=make(varifocal_loss, inputs, targets, reduction),
                 eager=make(_eager, inputs, targets, reduction),
-                peers={},
+                peers=rival(_eager, make, inputs, targets, reduction),
                 num_bytes=moved,
+                arithmetic=exponentials(inputs),
                 check=check,
+                series=name if dtype == torch.float32 else "",
+                size=rows if dtype == torch.float32 else 0,
             )

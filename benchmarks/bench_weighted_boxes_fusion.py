@@ -45,7 +45,7 @@ def _assert_alike(ours: FusedBoxes, eager: FusedBoxes) -> None:
 
 def cases(device: torch.device) -> Iterator[Case]:
     generator = torch.Generator().manual_seed(0)
-    for count in (10, 500, 5_000):
+    for count in (10, 100, 500, 5_000):
         boxes, scores = (t.to(device) for t in _clustered(count, generator))
         for num_classes in (1, NUM_CLASSES):
             idxs = torch.randint(0, num_classes, (count,), generator=generator).to(device)
@@ -57,4 +57,6 @@ def cases(device: torch.device) -> Iterator[Case]:
                 num_bytes=num_bytes(boxes, scores, idxs) + 28 * count,
                 check=_assert_alike,
                 time_eager=count <= MOST_TIMED_EAGERLY,
+                series=f"weighted_boxes_fusion, {num_classes} classes",
+                size=count,
             )

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One training step of each detector beside torchvision's, with the same weights, in one run.
+
+CPU: batch 2, 512 pixels; GPU: batch 8, 800 pixels; 20 boxes an image. Both begin with the same list
+of images, and end with a step of SGD. On a GPU pydet runs a second time as it is meant to: bfloat16
+and channels_last. "around" is what is neither convolution nor normalisation.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import pydet
+from benchmarks._harness import torchvision_ops
+from benchmarks._memory import can_measure, peak_extra_memory
+from benchmarks._profile import REST, profile_call
+from benchmarks._timing import Call, Clock, paired_ratio, sample, summary
+from benchmarks.bench_models import make_targets, training_step
+
+# torchvision's builders, and the size that a detector is made for if it is of one size.
+_MODELS: dict[str, int | None] = {
+    "retinanet_resnet50_fpn": None,
+    "fcos_resnet50_fpn": None,
+    "fasterrcnn_resnet50_fpn": None,
+    "ssd300_vgg16": 300,
+}
+_CLASSES = 21  # torchvision's, with background
+
+
+def _torchvision_model(name: str, side: int) -> nn.Module:
+    from torchvision.models import detection
+
+    sizes = {} if _MODELS[name] else {"min_size": side, "max_size": side}
+    torch.manual_seed(0)
+    build = getattr(detection, name)
+    return build(weights=None, weights_backbone=None, num_classes=_CLASSES, **sizes)
+
+
+def _pydet_model(theirs: nn.Module, side: int) -> pydet.models.Detector:
+    """The same weights, through a file, as users have them."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.pth"
+        torch.save(theirs.state_dict(), path)
+        model = pydet.load(path)
+    values = vars(model.config)
+    if model.preprocessing.resize == "short_side":
+        resized = {**vars(model.preprocessing), "size": side, "max_size": side}
+        values = {**values, "preprocessing": pydet.preprocessing.Preprocessing(**resized)}
+    model.config = type(model.config)(**values)
+    return model
+
+
+def _fast(model: nn.Module, images: list[Tensor], targets: Any) -> Call:
+    """bfloat16 and channels_last."""
+    model = model.to(memory_format=torch.channels_last)
+    step = training_step(model, images, targets)
+
+    def call() -> None:
+        with torch.autocast("cuda", torch.bfloat16):
+            step()
+
+    return call
+
+
+def _contenders(name: str, device: torch.device, batch: int, side: int) -> dict[str, Call]:
+    side = _MODELS[name] or side
+    generator = torch.Generator().manual_seed(0)
+    images = [torch.rand(3, side, side, generator=generator).to(device) for _ in range(batch)]
+    targets = make_targets(batch, (side, side), device, classes=_CLASSES - 1)
+    with_background = [{**t, "labels": t["labels"] + 1} for t in targets]
+    theirs = _torchvision_model(name, side)
+    ours = _pydet_model(theirs, side).to(device).train()
+    calls = {
+        "pydet": training_step(ours, images, targets),
+        "torchvision": training_step(theirs.to(device).train(), images, with_background),
+    }
+    if device.type == "cuda":
+        again = _pydet_model(theirs.cpu(), side).to(device).train()
+        theirs.to(device)
+        calls["pydet bf16 channels_last"] = _fast(again, images, targets)
+    return calls
+
+
+def _measure(
+    name: str, calls: dict[str, Call], device: torch.device, threads: int, seconds: float
+) -> dict[str, Any]:
+    samples = sample(calls, Clock(device, threads), seconds)
+    profiles = {key: profile_call(call, device) for key, call in calls.items()}
+    around = {key: p["by_kind"].get(REST, 0.0) for key, p in profiles.items()}
+    result: dict[str, Any] = {
+        "case": name,
+        "threads": threads,
+        "times": {key: summary(values) for key, values in samples.items()},
+        "times_faster_than": {
+            "torchvision": paired_ratio(samples["torchvision"], samples["pydet"])
+        },
+        "around_ms": {key: value * 1e3 for key, value in around.items()},
+        "around_share": {key: around[key] / p["seconds"] for key, p in profiles.items()},
+    }
+    if can_measure(device):
+        result["peak_extra_bytes"] = {
+            key: peak_extra_memory(call, device) for key, call in calls.items()
+        }
+    times = ", ".join(f"{t['median_ms']:.0f} ms {key}" for key, t in result["times"].items())
+    shares = ", ".join(f"{value:.1%} {key}" for key, value in result["around_share"].items())
+    print(f"  {name:<28} {threads} threads {times}; around {shares}", flush=True)
+    return result
+
+
+def _known(name: str, make: Callable[[], dict[str, Call]]) -> dict[str, Call] | None:
+    try:
+        return make()
+    except ValueError as error:  # a detector whose weights pydet cannot read
+        print(f"  {name}: {error}")
+        return None
+
+
+def run(device: torch.device, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Times each detector that both have."""
+    if torchvision_ops() is None:
+        print("  torchvision cannot be imported: nothing to compare with")
+        return []
+    batch, side = (2, 512) if device.type == "cpu" else (8, 800)
+    if args.quick:
+        batch, side = 1, 128
+    results = []
+    for name in args.models or _MODELS:
+        calls = _known(name, lambda name=name: _contenders(name, device, batch, side))
+        if calls is None:
+            continue
+        for threads in args.threads if device.type == "cpu" else args.threads[:1]:
+            torch.set_num_threads(threads)
+            seconds = 0.0 if args.quick else 10 * args.seconds
+            results.append(_measure(name, calls, device, threads, seconds))
+    return results
