@@ -31,6 +31,7 @@ from pydet.data.transforms import (
     Transform,
 )
 from pydet.data.voc import VocDataset
+from pydet.data.yolo import YoloDataset
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -53,6 +54,7 @@ __all__ = [
     "SeededView",
     "Transform",
     "VocDataset",
+    "YoloDataset",
     "build_transform",
     "open_dataset",
     "read_image",

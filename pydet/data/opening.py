@@ -9,6 +9,7 @@ from pydet.data._problems import DatasetError, OnError
 from pydet.data.coco import CocoDataset
 from pydet.data.dataset import DetectionDataset
 from pydet.data.voc import VocDataset
+from pydet.data.yolo import YoloDataset, find_yolo_file
 
 
 def open_dataset(
@@ -21,7 +22,7 @@ def open_dataset(
     duplicate_iou: float | None = 0.9,
     verify_images: bool = True,
 ) -> DetectionDataset:
-    """Opens a data set in Pascal VOC or COCO form, whichever it is.
+    """Opens a data set in Pascal VOC, COCO or YOLO form, whichever it is.
 
     Recognised are
 
@@ -30,7 +31,8 @@ def open_dataset(
     - a folder with ``annotations/instances_<split>*.json``, ``annotations/<split>.json``,
       ``<split>.json`` or ``<split>/_annotations.coco.json``: COCO. Without ``split`` there must be
       one JSON file;
-    - a folder of XML files beside their images, or such a folder for each split: Pascal VOC.
+    - a folder of XML files beside their images, or such a folder for each split: Pascal VOC;
+    - a YAML file, or a folder with ``data.yaml`` or ``dataset.yaml``: YOLO.
 
     The images of a COCO file are looked for, if ``image_folder`` is not given, beside it, in
     folders named after it or after the split, and in ``images``: the first of these that holds the
@@ -38,14 +40,17 @@ def open_dataset(
 
     Args:
         path: The file or folder.
-        split: Which part ("train"); None takes everything (VOC) or the only file there is (COCO).
+        split: Which part ("train"); None takes everything (VOC, YOLO) or the only file there is
+            (COCO).
         on_error: "raise" stops at the first broken record, "skip" leaves broken records out and
-            lists them in ``problems``; see :class:`VocDataset` and :class:`CocoDataset`.
+            lists them in ``problems``; see :class:`VocDataset`, :class:`CocoDataset` and
+            :class:`YoloDataset`.
         class_names: The classes in the order of the labels. None takes the data set's own.
         image_folder: Folder of the images of a COCO file.
         duplicate_iou: From which IoU on two objects of one class are one given twice; None allows
             them.
-        verify_images: Read the head of every image and compare its size with the annotation's.
+        verify_images: Read the head of every image and compare its size with the annotation's; for
+            YOLO, which has no sizes, they are always read.
 
     Raises:
         DatasetError: Nothing there is a known form, or a broken record in strict mode.
@@ -63,6 +68,16 @@ def open_dataset(
             on_error=on_error,
             duplicate_iou=duplicate_iou,
             verify_images=verify_images,
+        )
+    if (yaml := find_yolo_file(root)) is not None:
+        if image_folder is not None:
+            raise DatasetError(f"{yaml} names its images: image_folder is for COCO files")
+        return YoloDataset(
+            yaml,
+            split,
+            class_names=class_names,
+            on_error=on_error,
+            duplicate_iou=duplicate_iou,
         )
     file = root if root.is_file() else _find_coco_json(root, split)
     return CocoDataset(
@@ -107,7 +122,7 @@ def _find_coco_json(root: Path, split: str | None) -> Path:
     names = ", ".join(str(file.relative_to(root)) for file in everything) or "none"
     wanted = "its only JSON file" if split is None else f"a JSON file for the split {split!r}"
     raise DatasetError(
-        f"{root} is neither a Pascal VOC folder (no Annotations, no XML files) nor a COCO folder "
-        f"with {wanted}; its JSON files: {names}"
+        f"{root} is no Pascal VOC folder (no Annotations, no XML files), no YOLO folder (no "
+        f"data.yaml) and no COCO folder with {wanted}; its JSON files: {names}"
         + ("; name a split" if split is None and found else "")
     )

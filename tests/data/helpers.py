@@ -70,3 +70,16 @@ def write_coco(root, data=None, images=("a.jpg", "b.jpg")):
     root.mkdir(exist_ok=True)
     file.write_text(data if isinstance(data, str) else json.dumps(data or coco_data()))
     return file
+
+
+def write_yolo(root, labels, yaml="train: train/images\nnames: [cat, dog]\n", split="train"):
+    """Writes a YOLO folder: the texts of label files by their stems, None for no file."""
+    root = Path(root)
+    for stem, text in labels.items():
+        write_image(root / split / "images" / f"{stem}.jpg")
+        file = root / split / "labels" / f"{stem}.txt"
+        file.parent.mkdir(exist_ok=True)
+        if text is not None:
+            file.write_text(text)
+    (root / "data.yaml").write_text(yaml)
+    return root

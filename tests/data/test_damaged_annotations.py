@@ -11,10 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pydet.data import CocoDataset, DatasetError, VocDataset
+from pydet.data import CocoDataset, DatasetError, VocDataset, YoloDataset
 from pydet.metrics import coco_metrics, voc_metrics
 
-from .helpers import coco_data, voc_object, voc_xml, write_coco, write_voc
+from .helpers import coco_data, voc_object, voc_xml, write_coco, write_voc, write_yolo
 
 scalars = (
     st.none()
@@ -114,6 +114,32 @@ def test_voc(tmp_path_factory, data):
         assert "a.xml" in str(error)
     check_usable(VocDataset(root, on_error="skip", class_names=["cat", "dog"]))
     assert len(VocDataset(root, on_error="skip", class_names=["cat", "dog"])) >= 1
+
+
+@given(data=st.data())
+def test_yolo(tmp_path_factory, data):
+    root = tmp_path_factory.getbasetemp() / "damaged-yolo"
+    yaml = "path: .\ntrain: train/images\nnc: 2\nnames:\n  0: cat\n  1: dog\n"
+    texts = {"label": "0 0.5 0.5 0.25 0.25\n1 0.25 0.75 0.5 0.5", "yaml": yaml}
+    for _ in range(data.draw(st.integers(1, 3))):
+        where = data.draw(st.sampled_from(["label", "label", "yaml"]))
+        parts = re.split(r"(\s)", texts[where])
+        place = data.draw(st.integers(0, len(parts) - 1))
+        odd = st.sampled_from(["", " ", "\n", "[", "{a", "'", "- x", "&a", "#", "\t", "..", "a: b"])
+        parts[place] = data.draw(words | odd)
+        texts[where] = "".join(parts)
+    write_yolo(root, {"a": texts["label"], "b": "0 0.5 0.5 0.25 0.25"}, texts["yaml"])
+    try:
+        YoloDataset(root)
+    except DatasetError as error:
+        assert "a.txt" in str(error) or "data.yaml" in str(error)
+    try:
+        dataset = YoloDataset(root, on_error="skip")
+    except DatasetError as error:
+        assert "data.yaml" in str(error)
+        return
+    check_usable(dataset)
+    assert len(dataset) == 2
 
 
 @pytest.mark.parametrize("size", range(0, 700, 23))

@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from pydet.data import CocoDataset, DatasetError, VocDataset, open_dataset
+from pydet.data import CocoDataset, DatasetError, VocDataset, YoloDataset, open_dataset
 
-from .helpers import coco_data, voc_object, voc_xml, write_coco, write_image, write_voc
+from .helpers import coco_data, voc_object, voc_xml, write_coco, write_image, write_voc, write_yolo
 
 
 def test_voc_folder(tmp_path):
@@ -68,8 +68,18 @@ def test_splits_do_not_mix(tmp_path):
         open_dataset(tmp_path)
 
 
+def test_yolo_folder(tmp_path):
+    root = write_yolo(tmp_path, {"a": "0 0.5 0.5 0.5 0.5"})
+    for path in (root, root / "data.yaml"):
+        dataset = open_dataset(path, "train", class_names=["dog", "cat"])
+        assert isinstance(dataset, YoloDataset)
+        assert dataset[0][1]["labels"].tolist() == [1]
+    with pytest.raises(DatasetError, match="image_folder is for COCO"):
+        open_dataset(root, image_folder=root)
+
+
 def test_nothing_known(tmp_path):
-    with pytest.raises(DatasetError, match=r"neither a Pascal VOC folder .* JSON files: none"):
+    with pytest.raises(DatasetError, match=r"no Pascal VOC folder .* JSON files: none"):
         open_dataset(tmp_path)
     with pytest.raises(DatasetError, match="does not exist"):
         open_dataset(tmp_path / "gone")

@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: Apache-2.0
+"""YOLO folders: the conversion, every broken record, and a real data set."""
+
+from collections import Counter
+
+import pytest
+import torch
+
+from pydet.data import DatasetError, YoloDataset, open_dataset
+from pydet.data._yaml import read_yaml
+
+from .helpers import write_image, write_yolo
+
+
+def test_boxes_become_pixels(tmp_path):
+    text = "1 0.5 0.5 1 1\n0 0.375 0.5 0.25 0.6"  # of 40 x 30 pixels
+    dataset = YoloDataset(write_yolo(tmp_path, {"a": text}), "train")
+    assert dataset.class_names == ("cat", "dog")
+    image, target = dataset[0]
+    assert image.shape == (3, 30, 40)
+    torch.testing.assert_close(target["boxes"], torch.tensor([[0.0, 0, 40, 30], [10, 6, 20, 24]]))
+    assert target["labels"].tolist() == [1, 0]
+    assert target["area"].tolist() == [1200, 180]
+    assert not target["ignored"].any()
+    assert target["image_id"] == 1
+    assert [c["id"] for c in dataset.to_coco()["categories"]] == [0, 1]  # as in the files
+
+
+def test_label_files_that_are_empty_or_missing_mean_no_objects(tmp_path):
+    root = write_yolo(tmp_path, {"a": "", "b": None, "c": "\n 0 0.5 0.5 0.5 0.5 \n\n"})
+    dataset = YoloDataset(root)
+    assert [len(dataset[i][1]["boxes"]) for i in range(3)] == [0, 0, 1]
+    assert dataset.problems == []
+
+
+def test_file_names_may_have_dots_and_folders(tmp_path):
+    root = write_yolo(tmp_path, {"a.jpg.rf.1": "0 0.5 0.5 0.5 0.5"})
+    write_image(root / "train" / "images" / "deep" / "b.png")
+    (root / "train" / "labels" / "deep").mkdir()
+    (root / "train" / "labels" / "deep" / "b.txt").write_text("1 0.5 0.5 0.5 0.5")
+    dataset = YoloDataset(root)
+    assert [dataset.image_path(i).name for i in range(2)] == ["a.jpg.rf.1.jpg", "b.png"]
+    assert [dataset[i][1]["labels"].tolist() for i in range(2)] == [[0], [1]]
+
+
+def test_labels_beside_images(tmp_path):
+    write_image(tmp_path / "pictures" / "a.jpg")
+    (tmp_path / "pictures" / "a.txt").write_text("0 0.5 0.5 0.5 0.5")
+    (tmp_path / "data.yaml").write_text("train: pictures\nnames: [cat]")
+    assert YoloDataset(tmp_path).num_boxes == 1
+
+
+def test_splits_and_their_lists(tmp_path):
+    yaml = "train: train.txt\nval: valid/images\ntest:\nnames: [cat, dog]\n"
+    write_yolo(tmp_path, {"a": None, "b": None, "c": None})
+    root = write_yolo(tmp_path, {"v": "1 0.5 0.5 0.5 0.5"}, yaml, "valid")
+    (root / "train.txt").write_text("./train/images/b.jpg\ntrain/images/a.jpg\n\n")
+    train = YoloDataset(root, "train")
+    assert [train.image_path(i).stem for i in range(2)] == ["b", "a"]
+    for name in ("val", "valid"):
+        assert YoloDataset(root, name).num_boxes == 1
+    assert len(YoloDataset(root)) == 3
+    with pytest.raises(DatasetError, match="no split 'test'; its splits are train, val"):
+        YoloDataset(root, "test")
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [
+        "train: ../train/images",  # one folder too many, as exports have it
+        "path: ../datasets/cats\ntrain: train/images",
+        "path: /data/cats\ntrain: ./train/images/",
+        "path: .\ntrain: [train/images]",
+        "train:\n  - train/images",
+    ],
+)
+def test_paths_of_other_machines(tmp_path, paths):
+    root = write_yolo(tmp_path, {"a": "0 0.5 0.5 0.5 0.5"}, paths + "\nnames: [cat]\n")
+    assert YoloDataset(root, "train").num_boxes == 1
+
+
+def test_paths_are_relative_to_the_path_of_the_file(tmp_path):
+    write_yolo(tmp_path / "cats", {"a": "0 0.5 0.5 0.5 0.5"})
+    file = tmp_path / "cats.yaml"
+    file.write_text("path: cats\ntrain: train/images\nnames: [cat]")
+    assert open_dataset(file, "train").num_boxes == 1
+
+
+def test_classes_of_another_order(tmp_path):
+    root = write_yolo(tmp_path, {"a": "0 0.5 0.5 0.5 0.5"})
+    assert YoloDataset(root, class_names=["dog", "cat"])[0][1]["labels"].tolist() == [1]
+    with pytest.raises(DatasetError, match=r"a\.txt, line 1: unknown class 'cat'"):
+        YoloDataset(root, class_names=["dog"])
+
+
+BROKEN_LINES = {
+    "too few": ("0 0.5 0.5 0.5", "class and four numbers, got 4 words"),
+    "polygon": ("0 0.1 0.1 0.2 0.1 0.2 0.2", "class and four numbers, got 7 words"),
+    "text": ("0 0.5 0.5 wide 0.5", "class and four numbers"),
+    "class in words": ("cat 0.5 0.5 0.5 0.5", "class must be a number from 0 on, got 'cat'"),
+    "class as float": ("0.0 0.5 0.5 0.5 0.5", "class must be a number"),
+    "negative class": ("-1 0.5 0.5 0.5 0.5", "class must be a number"),
+    "unknown class": ("2 0.5 0.5 0.5 0.5", "unknown class 2, of 2"),
+    "nan": ("0 nan 0.5 0.5 0.5", "is not finite"),
+    "infinite": ("0 0.5 0.5 inf 0.5", "is not finite"),
+    "pixels": ("0 20 15 10 10", "must be relative to the image"),
+    "zero area": ("0 0.5 0.5 0 0", "has no area"),
+    "negative": ("0 0.5 0.5 -0.5 0.5", "has no area"),
+    "outside": ("0 1.5 0.5 0.5 0.5", "outside of the image of 40 x 30"),
+    "duplicate": ("0 0.5 0.5 0.5 0.51", "repeats an earlier object"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN_LINES)
+def test_broken_lines(tmp_path, case):
+    text, reason = BROKEN_LINES[case]
+    root = write_yolo(tmp_path, {"a": f"0 0.5 0.5 0.5 0.5\n{text}\n1 0.25 0.25 0.5 0.5"})
+    with pytest.raises(DatasetError, match=rf"a\.txt, line 2: .*{reason}"):
+        YoloDataset(root)
+    dataset = YoloDataset(root, on_error="skip")
+    assert dataset.num_boxes == 2
+    (problem,) = dataset.problems
+    assert problem.record == "line 2"
+    assert YoloDataset(root, on_error="skip", duplicate_iou=None).num_boxes == (
+        3 if case == "duplicate" else 2
+    )
+
+
+def test_boxes_beyond_the_border_are_clipped_and_counted(tmp_path):
+    dataset = YoloDataset(write_yolo(tmp_path, {"a": "0 0.9 0.5 0.4 0.5"}))
+    assert dataset.num_clipped == 1
+    assert dataset[0][1]["boxes"][0, 2] == 40
+
+
+def test_broken_files(tmp_path):
+    yaml = "train: train.txt\nnames: [cat, dog]\n"
+    root = write_yolo(tmp_path, {"a": None, "b": None, "c": None}, yaml)
+    names = ["a.jpg", "gone.jpg", "a.jpg", "b.jpg", "c.jpg", "../../x.jpg"]
+    (root / "train.txt").write_text("\n".join(f"train/images/{name}" for name in names))
+    (root / "train/images/b.jpg").write_bytes(b"no image")
+    (root / "train/labels/c.txt").write_bytes(b"\xff\xfe0 1")
+    with pytest.raises(DatasetError, match=r"train\.txt, line 3: .*a\.jpg is listed twice"):
+        YoloDataset(root)
+    dataset = YoloDataset(root, on_error="skip")
+    assert len(dataset) == 1
+    assert all(problem.file.endswith("train.txt") for problem in dataset.problems)
+    found = {problem.record: problem.reason for problem in dataset.problems}
+    for line, words in (
+        (2, "does not exist"),
+        (3, "listed twice"),
+        (4, "b.jpg is no image"),
+        (5, "c.txt cannot be read"),
+        (6, "leads outside"),
+    ):
+        assert words in found.pop(f"line {line}")
+    assert not found
+
+
+@pytest.mark.parametrize(
+    ("yaml", "words"),
+    [
+        ("", "names must be a list"),
+        ("train: train/images", "names must be a list"),
+        ("train: train/images\nnames: cat", "names must be a list"),
+        ("names: [cat]", "names no images"),
+        ("train: train/images\nnames: [cat, cat]", "names must differ, got cat twice"),
+        ("train: train/images\nnames: [cat]\nnc: 2", "nc must be the 1 of names, got 2"),
+        ("train: train/images\nnames: {1: cat}", "numbered 0, 1, 2"),
+        ("train: {a: b}\nnames: [cat]", "train must be a path"),
+        ("train: gone\nnames: [cat]", "must be a folder of images or a list"),
+        ("train: data.yaml\nnames: [cat]", "must be a folder of images or a list"),
+        ("train: ../../etc\nnames: [cat]", "leads outside"),
+        ("train: /etc\nnames: [cat]", "leads outside"),
+        ("train: train/images\nnames: [cat", "line 2: must be plain keys and lists"),
+        ("train: train/images\nnames: !!python/tuple [cat]", "line 2: must be plain"),
+    ],
+)
+def test_broken_yaml(tmp_path, yaml, words):
+    root = write_yolo(tmp_path, {"a": None}, yaml)
+    for on_error in ("raise", "skip"):
+        with pytest.raises(DatasetError, match=rf"data\.yaml.*{words}"):
+            YoloDataset(root, on_error=on_error)
+
+
+def test_what_is_not_there(tmp_path):
+    with pytest.raises(DatasetError, match=r"has no data\.yaml or dataset\.yaml"):
+        YoloDataset(tmp_path)
+    root = write_yolo(tmp_path, {}, "train: train.txt\nnames: [cat]")
+    (root / "train.txt").write_text("\n")
+    with pytest.raises(DatasetError, match=r"train\.txt: the list is empty"):
+        YoloDataset(root)
+
+
+def test_yaml_as_tools_write_it(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text(
+        "# made by hand\n---\n"
+        "path: ../coco  # elsewhere\n"
+        "train: 'it''s here/a#b'\n"
+        'val: "with \\"quotes\\", and: more"\n'
+        "names:\n"
+        "  0: person\n"
+        "  1: 'fire hydrant'  # red\n"
+        '  2: "stop: sign"\n'
+        "nc: 3\n"
+        "list: [a, 'b, c', \"d\", e f]\n"
+        "map: {0: a, 1: 'b: c'}\n"
+        "block:\n- x\n- 'y # z'\n"
+        "empty:\n"
+        "nothing: []\n"
+        "roboflow:\n  license: CC BY 4.0\n  url: https://example.com/a,b\n",
+        encoding="utf-8-sig",
+    )
+    assert read_yaml(file) == {
+        "path": "../coco",
+        "train": "it's here/a#b",
+        "val": 'with "quotes", and: more',
+        "names": {"0": "person", "1": "fire hydrant", "2": "stop: sign"},
+        "nc": "3",
+        "list": ["a", "b, c", "d", "e f"],
+        "map": {"0": "a", "1": "b: c"},
+        "block": ["x", "y # z"],
+        "empty": [],
+        "nothing": [],
+        "roboflow": {"license": "CC BY 4.0", "url": "https://example.com/a,b"},
+    }
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["&a b", "a: &x b", "a: *x", "a: |", "a: >", "a: [b", "a: [b, [c]]", "a: {b}", "a: 'b",
+     "a: b\na: c", "- a", "a:\n  b: c\n d: e", "a:\n  - b\n  c: d", "a:\n\tb: c", "a: {b: c, b: d}",
+     "a: [b]]", "a b", "? a", "a: @b", "a: [b}"],
+)  # fmt: skip
+def test_yaml_beyond_it_is_refused(tmp_path, line):
+    file = tmp_path / "a.yaml"
+    file.write_text("first: 1\n" + line)
+    with pytest.raises(DatasetError, match=r"a\.yaml, line [2-4]: must be plain keys and lists"):
+        read_yaml(file)
+
+
+# ---------------------------------------------------------------------------- real data
+
+
+def test_aquarium_counts_and_broken_records(shared_dir):
+    root = shared_dir / "data" / "aquarium"
+    names = ("fish", "jellyfish", "penguin", "puffin", "shark", "starfish", "stingray")
+    expected = {
+        "train": (448, (1961, 385, 330, 175, 259, 78, 136)),
+        "val": (127, (459, 155, 104, 74, 57, 27, 33)),
+        "test": (63, (249, 154, 82, 35, 38, 11, 15)),
+    }
+    for split, (num_images, counts) in expected.items():
+        dataset = open_dataset(root, split, on_error="skip", duplicate_iou=None)
+        assert dataset.class_names == names
+        assert len(dataset) == num_images
+        problems = {(p.file.rsplit("IMG_", 1)[1][:4], p.record) for p in dataset.problems}
+        assert problems == (
+            {("2423", "line 17"), ("2570", "line 15")} if split == "test" else set()
+        )
+        found = Counter(dataset.records.labels.tolist())
+        missing = {"test": {4: 2}}.get(split, {})
+        assert [found[k] + missing.get(k, 0) for k in range(7)] == list(counts)
+    with pytest.raises(DatasetError, match=r"IMG_2423_jpeg_jpg.*, line 17: .*no area"):
+        open_dataset(root, "test", duplicate_iou=None)
+
+
+def test_aquarium_lists_are_its_folders(shared_dir, tmp_path):
+    root = shared_dir / "data" / "aquarium"
+    listed = (root / "test.txt").read_text().split()
+    dataset = open_dataset(root, "test", on_error="skip")
+    names = [dataset.records.name(i) for i in range(len(dataset))]
+    assert sorted(names) == sorted(listed)
