@@ -124,9 +124,11 @@ def test_box_ops(tmp_path):
     assert_same(run, decode, more)
 
 
-def test_a_detector_with_any_batch(tmp_path):
+@pytest.mark.parametrize("name", ["fcos_resnet18_fpn", "retinanet_resnet18_fpn"])
+def test_a_detector_with_any_batch_and_size(name, tmp_path):
     torch.manual_seed(0)
-    model = create_model("retinanet_resnet18_fpn", num_classes=3, score_threshold=0.0).eval()
+    small = {"score_threshold": 0.0, "fpn_channels": 16, "head_convs": 1}
+    model = create_model(name, num_classes=3, **small).eval()
     with torch.no_grad():  # scores so far apart that rounding in the network changes no order
         model.head.cls_logits.weight.mul_(100)
 
@@ -143,20 +145,22 @@ def test_a_detector_with_any_batch(tmp_path):
             return tuple(self.model.detect(images, sizes))
 
     path = tmp_path / "detector.onnx"
-    images, sizes = torch.rand(2, 3, 64, 64), torch.full((2, 2), 64.0)
+    images, sizes = torch.rand(2, 3, 256, 384), torch.full((2, 2), 256.0)
     batch = torch.export.Dim("batch", min=1, max=64)
+    # Of the stride of P7: where a level has but one location, torch exports that one size alone.
+    height, width = (128 * torch.export.Dim(side, min=2, max=16) for side in ("h", "w"))
     export_onnx(
         Detect(),
         (images, sizes),
         path,
-        dynamic_shapes={"images": {0: batch}, "sizes": {0: batch}},
+        dynamic_shapes={"images": {0: batch, 2: height, 3: width}, "sizes": {0: batch}},
         input_names=["images", "sizes"],
         output_names=["boxes", "scores", "labels", "counts"],
     )
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    for count in (1, 2, 3):
-        images, sizes = torch.rand(count, 3, 64, 64), torch.full((count, 2), 64.0)
-        sizes[0, 0] = 48
+    for count, side in ((1, 256), (2, 384), (3, 256)):
+        images, sizes = torch.rand(count, 3, side, 256), torch.full((count, 2), 256.0)
+        sizes[0, 0] = 248
         results = session.run(None, {"images": images.numpy(), "sizes": sizes.numpy()})
         boxes, scores, labels, counts = map(torch.from_numpy, results)
         wanted = detect(images, sizes)

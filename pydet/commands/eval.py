@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Writes metrics.json, detections.json (COCO results) and precision_recall.png."
     )
     add_model_arguments(parser)
-    parser.add_argument("--data", metavar="PATH", required=True, help="data set, VOC, COCO or YOLO form")
+    parser.add_argument("--data", metavar="PATH", required=True, help="data set: VOC, COCO, YOLO")
     parser.add_argument(
         "--split", default="", help="part of it; default: test if there is one, else everything"
     )
