@@ -10,7 +10,7 @@ Map sizes are halved and rounded up by each pooling, as in Caffe, where the dete
 were trained, and as in a ResNet. torchvision rounds down: sizes that 16 divides give the same maps.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -138,6 +138,10 @@ class VGGBoxHead(nn.Sequential):
         """[R, channels] of regions [R, in_channels, 7, 7], rows before columns as in the paper."""
         return super().forward(regions.flatten(1))  # type: ignore[no-any-return, no-untyped-call]
 
+    def copy_classifier(self, state: Mapping[str, Tensor]) -> None:
+        """Takes the weights of a classifier's hidden layers: fc6 "0.*" and fc7 "3.*"."""
+        self.load_state_dict(state)
+
 
 class VGGAtrousHead(nn.Module):
     """pool5, conv6 and conv7 of SSD (Liu et al., arXiv 1512.02325, section 3), stride unchanged.
@@ -172,7 +176,7 @@ class VGGAtrousHead(nn.Module):
         return F.relu(self.norm7(self.conv7(x)), inplace=True)
 
     @torch.no_grad()
-    def copy_classifier(self, fc6: nn.Linear, fc7: nn.Linear) -> None:
+    def copy_classifier(self, state: Mapping[str, Tensor]) -> None:
         """Takes the weights of a classifier's hidden layers, thinned out.
 
         fc6 is a convolution of 7 x 7. Of its rows and columns every third is kept (0, 3, 6: as far
@@ -181,18 +185,18 @@ class VGGAtrousHead(nn.Module):
         section 3; Chen et al., arXiv 1412.7062, section 3.1).
 
         Args:
-            fc6: [4096, 512 · 7 · 7], as :class:`VGGBoxHead` and torchvision have it.
-            fc7: [4096, 4096].
+            state: By the names of :class:`VGGBoxHead`: fc6 "0.*" [4096, 512 · 7 · 7] and [4096],
+                fc7 "3.*" [4096, 4096] and [4096].
 
         Raises:
             ValueError: Layers of another shape than the head can be made of.
         """
-        inputs = self.conv6.in_channels
-        hidden = fc6.out_features
-        if fc6.in_features != inputs * _REGION**2 or fc7.weight.shape != (hidden, hidden):
+        fc6, fc7 = state["0.weight"], state["3.weight"]
+        inputs, hidden = self.conv6.in_channels, fc6.shape[0]
+        if fc6.shape[1] != inputs * _REGION**2 or fc7.shape != (hidden, hidden):
             raise ValueError(
                 f"copy_classifier: fc6 and fc7 must be [C, {inputs * _REGION**2}] and [C, C], "
-                f"got {list(fc6.weight.shape)} and {list(fc7.weight.shape)}"
+                f"got {list(fc6.shape)} and {list(fc7.shape)}"
             )
         if hidden % self.channels:
             raise ValueError(
@@ -200,12 +204,12 @@ class VGGAtrousHead(nn.Module):
                 f"got {hidden}"
             )
         step = hidden // self.channels
-        window = fc6.weight.view(hidden, inputs, _REGION, _REGION)
+        window = fc6.view(hidden, inputs, _REGION, _REGION)
         assert self.conv6.bias is not None and self.conv7.bias is not None
         self.conv6.weight.copy_(window[::step, :, ::3, ::3])
-        self.conv6.bias.copy_(fc6.bias[::step])
-        self.conv7.weight.copy_(fc7.weight[::step, ::step, None, None])
-        self.conv7.bias.copy_(fc7.bias[::step])
+        self.conv6.bias.copy_(state["0.bias"][::step])
+        self.conv7.weight.copy_(fc7[::step, ::step, None, None])
+        self.conv7.bias.copy_(state["3.bias"][::step])
 
 
 def scaled_channels(channels: int, width: float) -> int:

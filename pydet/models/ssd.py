@@ -61,7 +61,9 @@ _Layer = tuple[int, int, int, int, int]
 class SSDConfig:
     """Every hyper-parameter; sections are those of the paper, defaults those of SSD300."""
 
-    norm: Norm = "none"  # of trunk and extra layers: "none" as in the paper, "batch", "group", ...
+    norm: Norm = "none"  # of the trunk: "none" as in the paper, "batch", "frozen" or "group"
+    norm_eps: float = 1e-5
+    extra_norm: Norm = "none"  # of conv6, conv7 and the extra layers
     frozen_stages: int = 0  # of the trunk that do not learn: 1 conv1_1 and conv1_2, ...
     width: float = 1.0  # channels of every layer, relative to the paper's
     l2_norm_scale: float = 20.0  # first length of conv4_3's vectors; section 3.1
@@ -138,10 +140,10 @@ class SSDNeck(nn.Module):
         super().__init__()
         self.l2_norm = L2Norm(in_channels[3], config.l2_norm_scale)
         last = scaled_channels(1024, config.width)
-        self.atrous = VGGAtrousHead(in_channels[4], last, norm=config.norm)
+        self.atrous = VGGAtrousHead(in_channels[4], last, norm=config.extra_norm)
         self.channels = [in_channels[3], last]
         self.extra = nn.ModuleList()
-        bias = config.norm == "none"
+        bias = config.extra_norm == "none"
         for layer in config.extra_layers:
             squeeze, channels = (scaled_channels(c, config.width) for c in layer[:2])
             convs = (
@@ -151,7 +153,9 @@ class SSDNeck(nn.Module):
             layers = nn.Sequential()
             for conv in convs:
                 _init_xavier(conv)
-                layers.extend((conv, make_norm(config.norm, conv.out_channels), nn.ReLU(True)))
+                layers.extend(
+                    (conv, make_norm(config.extra_norm, conv.out_channels), nn.ReLU(True))
+                )
             self.extra.append(layers)
             last = channels
             self.channels.append(channels)
@@ -274,7 +278,10 @@ class SSD(Detector):
             clip=config.anchor_clip,
         )
         self.backbone = VGG16(
-            norm=config.norm, frozen_stages=config.frozen_stages, width=config.width
+            norm=config.norm,
+            norm_eps=config.norm_eps,
+            frozen_stages=config.frozen_stages,
+            width=config.width,
         )
         self.neck = SSDNeck(self.backbone.channels, config)
         self.head = SSDHead(

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from pydet.weights._state import State
 
@@ -76,4 +76,10 @@ class Trunk(Protocol):
         """Whether a state_dict is of this trunk, by its names alone."""
 
     def to_pydet(self, state: Mapping[str, Tensor], norm_eps: float | None) -> Weights:
-        """Tensors of the backbone, ``backbone.*``, and the detector that is built by default."""
+        """Tensors of the backbone, ``backbone.*``, and the detector that is built by default.
+
+        What else a detector may be made of is in ``dropped``.
+        """
+
+    def fill_heads(self, model: nn.Module, weights: Weights) -> None:
+        """Gives the rest of the classifier to the parts of a detector that are made of it."""

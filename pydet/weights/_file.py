@@ -74,7 +74,8 @@ def load(
         num_classes: K. Needed for a trunk; otherwise the file's own number. With another number,
             the layers that depend on it begin anew, and a warning says which.
         class_names: K names; by default those of the file.
-        name: For a trunk: the detector to build; by default the RetinaNet on a ResNet.
+        name: For a trunk: the detector to build; by default a RetinaNet on a ResNet, an SSD300 on a
+            VGG-16.
         device: Where the model is to lie.
         norm_eps: For files of torchvision: the number added to variances. By default what their
             published files were trained with: 0 for a RetinaNet in the layout of torchvision before
@@ -105,6 +106,7 @@ def load(
         config = _merged(weights.config, overrides)
         model = create_model(name or weights.name, num_classes, class_names=class_names, **config)
         _fill_trunk(path, model, weights)
+        trunk.fill_heads(model, weights)
     else:
         raise _formats.unknown(path, state)
     return model.to(device).eval()

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from pydet.weights._family import Family, Trunk
 from pydet.weights._state import State
-from pydet.weights.torchvision import fcos, resnet, retinanet
+from pydet.weights.torchvision import fcos, resnet, retinanet, ssd, vgg
 
-# One entry each, alphabetical; no two may recognise the same file (tests/weights/test_formats.py).
-FAMILIES: tuple[Family, ...] = (fcos, retinanet)
-TRUNKS: tuple[Trunk, ...] = (resnet,)
+# One entry each, alphabetical; no two may recognise the same file (tests/weights/test_convert.py).
+FAMILIES: tuple[Family, ...] = (fcos, retinanet, ssd)
+TRUNKS: tuple[Trunk, ...] = (resnet, vgg)
 
 
 def family_of(state: Mapping[str, Tensor]) -> Family | None:

@@ -120,7 +120,7 @@ def test_conv6_sees_what_fc6_saw():
     """On a map of twice the resolution conv6 meets the pixels that fc6's rows 0, 3 and 6 met."""
     torch.manual_seed(0)
     box, head = VGGBoxHead(6, 16), VGGAtrousHead(6, 4)
-    head.copy_classifier(box[0], box[3])
+    head.copy_classifier(box.state_dict())
     coarse = torch.rand(1, 6, 7, 7)
     # Only every third row and column of the coarse map is not zero, so nothing of fc6 is left out.
     mask = torch.zeros(7, 7)
@@ -144,7 +144,9 @@ def test_conv6_sees_what_fc6_saw():
 )
 def test_classifiers_of_another_shape_are_refused(fc6, fc7, words):
     with pytest.raises(ValueError, match=words):
-        VGGAtrousHead(6, 4).copy_classifier(nn.Linear(*fc6), nn.Linear(*fc7))
+        VGGAtrousHead(6, 4).copy_classifier(
+            nn.ModuleDict({"0": nn.Linear(*fc6), "3": nn.Linear(*fc7)}).state_dict()
+        )
 
 
 def test_dropout_is_of_training_only():

@@ -449,8 +449,8 @@ def test_exported_with_any_batch_and_size():
     [
         {"extra_layers": [], "anchor_ratios": [[2], [2]], "anchor_sizes": [12, 24, 40]}
         | {"anchor_strides": [8, 16]},
-        {"norm": "batch", "frozen_stages": 2},
-        {"norm": "group", "anchor_clip": True, "anchor_strides": None},
+        {"norm": "batch", "extra_norm": "batch", "frozen_stages": 2},
+        {"norm": "group", "extra_norm": "group", "anchor_clip": True, "anchor_strides": None},
         {"cls_loss": "focal", "norm": "frozen"},
         {"loss_normalizer": "batch", "min_negatives": 10, "negatives_per_positive": 1.5},
     ],
@@ -489,7 +489,7 @@ def test_wrong_settings_are_refused(overrides, words):
 @pytest.mark.parametrize("name", ["ssd300_vgg16", "ssd300_focal_vgg16"])
 def test_learns_one_image(name):
     """A few steps on one image bring the loss down and the object into the detections."""
-    model = small(name=name, norm="group", width=1 / 8)
+    model = small(name=name, norm="group", extra_norm="group", width=1 / 8)
     image = torch.full((3, 64, 64), 0.2)
     image[:, 16:48, 16:48] = 0.9
     targets = [{"boxes": torch.tensor([[16.0, 16, 48, 48]]), "labels": torch.tensor([1])}]

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from pydet.backbones.resnet import DEPTHS
 from pydet.weights._family import Weights
@@ -37,6 +37,10 @@ def to_pydet(state: Mapping[str, Tensor], norm_eps: float | None) -> Weights:
         "frozen_stages": 2,
     }
     return Weights(f"retinanet_resnet{depth(state, '')}_fpn", 0, config, trunk)
+
+
+def fill_heads(model: nn.Module, weights: Weights) -> None:
+    """Nothing: a ResNet has no layer behind its maps but the last."""
 
 
 def depth(state: Mapping[str, Tensor], prefix: str) -> int:
