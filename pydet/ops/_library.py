@@ -47,8 +47,8 @@ def _kernel(name: str) -> Callable[..., Any]:
     return missing
 
 
-def _refuse_double_backward(ctx: Any, *_: Any) -> Any:
-    raise NotImplementedError(f"{ctx.op_name}: a second derivative is not implemented")
+def _refuse_derivative(ctx: Any, *_: Any) -> Any:
+    raise NotImplementedError(f"{ctx.op_name}: a derivative of this order is not implemented")
 
 
 def define(
@@ -79,7 +79,7 @@ def define(
     _lib.impl(name, kernel, "CUDA")
     torch.library.register_fake(f"pydet::{name}", fake, lib=_lib)
     if backward is None and differentiable:
-        backward = _refuse_double_backward
+        backward = _refuse_derivative
 
         def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
             ctx.op_name = name

@@ -250,7 +250,12 @@ def _image_sizes(
                         f"{op}: image_sizes must be whole numbers, got {type(number).__name__}"
                     )
             return [image_sizes[0], image_sizes[1]], None
-        image_sizes = torch.tensor(image_sizes, device=deltas.device).reshape(len(image_sizes), -1)
+        if not all(isinstance(size, Sequence) and len(size) == 2 for size in image_sizes):
+            raise ValueError(
+                f"{op}: image_sizes must be (height, width) or one such pair an image, "
+                f"got {image_sizes!r}"
+            )
+        image_sizes = torch.tensor(image_sizes, device=deltas.device).reshape(-1, 2)
     wanted = (*deltas.shape[:1], 2)
     check_shape(
         op,

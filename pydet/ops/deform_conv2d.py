@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pydet.ops import _deform_formula as formula
 from pydet.ops._checks import (
     FLOATING,
     check_dtype,
@@ -51,11 +52,58 @@ def _fake_backward(
     )
 
 
+def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    grad_out, input, offset, weight, mask, *ctx.settings = inputs
+    ctx.save_for_backward(grad_out, input, offset, weight, mask)
+
+
+def _root(tensor: Tensor) -> Any:
+    """What derivatives are taken by: the same values, still of the graph where there is one."""
+    return tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_()
+
+
+def _backward_backward(ctx: Any, *tangents: Tensor) -> tuple[Any, ...]:
+    """Derivatives of the gradients along tangents, of the formula by torch's operators."""
+    *numbers, want_input, want_points, want_weight = ctx.settings
+    wanted = (want_input, want_points, want_weight, want_points)
+    further = torch.is_grad_enabled()
+    with torch.enable_grad():
+        tensors: list[Any] = [None if t is None else _root(t) for t in ctx.saved_tensors]
+        grad_out, input, offset, weight, mask = tensors
+        out = formula.deform_conv2d(
+            input, offset, weight, mask, numbers[0:2], numbers[2:4], numbers[4:6]
+        )
+        pairs = [
+            (tensor, tangent)
+            for tensor, tangent, want in zip(
+                (input, offset, weight, mask), tangents, wanted, strict=True
+            )
+            if want and tensor is not None
+        ]
+        first = torch.autograd.grad(
+            out, [tensor for tensor, _ in pairs], grad_out.to(out.dtype), create_graph=True
+        )
+        asked = [i for i in range(5) if ctx.needs_input_grad[i]]
+        second = torch.autograd.grad(
+            first,
+            [tensors[i] for i in asked],
+            [tangent for _, tangent in pairs],
+            create_graph=further,
+            allow_unused=True,
+        )
+    grads: list[Tensor | None] = [None] * (5 + len(ctx.settings))
+    for i, grad in zip(asked, second, strict=True):
+        grads[i] = grad
+    return tuple(grads)
+
+
 _deform_conv2d_backward = define(
     "deform_conv2d_backward(Tensor grad_out, Tensor input, Tensor offset, Tensor weight, "
     f"Tensor? mask, {_SETTINGS}, bool want_input, bool want_points, bool want_weight)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
     fake=_fake_backward,
+    backward=_backward_backward,
+    save=_save_backward,
 )
 
 
@@ -201,12 +249,14 @@ def deform_conv2d(
         TypeError: Not tensors, or dtypes that differ or are not floating.
         ValueError: Wrong shapes, devices, strides, paddings or dilations.
 
-    Differentiable once, in all five tensors. Where a position is an integer its slope is that
-    towards the higher cell, as in torchvision. The workspace is bounded: 8 MiB on the CPU, 128 MiB
-    on a GPU, or the columns of 64 outputs. On a GPU the gradient of ``input`` has the same bits
-    run to run with ``torch.use_deterministic_algorithms(True)``, which is much slower. Source:
-    Dai et al., Deformable Convolutional Networks (arXiv:1703.06211), equations 2 to 4; Zhu et al.,
-    Deformable ConvNets v2 (arXiv:1811.11168), equation 1.
+    Differentiable any number of times in all five tensors. Where a position is an integer its slope
+    is that towards the higher cell, as in torchvision. The workspace is bounded: 8 MiB on the CPU,
+    128 MiB on a GPU, or the columns of 64 outputs; but from the second derivative on, which torch's
+    operators compute, it is several times all columns. On a GPU the gradient of ``input`` has the
+    same bits run to run with ``torch.use_deterministic_algorithms(True)``, which is much slower.
+
+    Source: Dai et al., Deformable Convolutional Networks (arXiv:1703.06211), equations 2 to 4; Zhu
+    et al., Deformable ConvNets v2 (arXiv:1811.11168), equation 1.
     """
     op = "deform_conv2d"
     check_tensor(op, "input", input)

@@ -18,7 +18,10 @@ from pydet.ops._rois import (
     check_feature_map,
     check_output_size,
     check_rois,
+    check_sampling_ratio,
     check_spatial_scale,
+    empty_map,
+    is_channels_last,
 )
 
 MAX_LEVELS = 8
@@ -31,29 +34,15 @@ _SETTINGS = (
 _NO_GRADIENTS = (None,) * 7
 
 
-def _is_channels_last(features: Tensor) -> bool:
-    """Whether the kernels take the map, and give results, as [B, H, W, C] in memory."""
-    return (
-        features.is_contiguous(memory_format=torch.channels_last) and not features.is_contiguous()
-    )
-
-
-def _empty_maps(like: Tensor, shape: Sequence[int], channels_last: bool) -> Tensor:
-    if not channels_last:
-        return like.new_empty(shape)
-    batch, channels, height, width = shape
-    return like.new_empty((batch, height, width, channels)).permute(0, 3, 1, 2)
-
-
 # --- second derivatives ------------------------------------------------------------------------
 
 
 def _fake_boxes_second(
     tangent: Tensor, grad: Tensor, features: list[Tensor], boxes: Tensor, *settings: Any
 ) -> tuple[Tensor, list[Tensor], Tensor]:
-    last = _is_channels_last(features[0])
-    maps = [_empty_maps(grad, m.shape, last) for m in features]
-    return _empty_maps(grad, grad.shape, last), maps, boxes.new_empty(boxes.shape)
+    last = is_channels_last(features[0])
+    maps = [empty_map(grad, m.shape, last) for m in features]
+    return empty_map(grad, grad.shape, last), maps, boxes.new_empty(boxes.shape)
 
 
 _roi_align_boxes_backward_backward = define(
@@ -86,7 +75,7 @@ _roi_align_boxes_backward = define(
 def _fake_backward(
     grad: Tensor, boxes: Tensor, sizes: Sequence[int], channels_last: bool, *settings: Any
 ) -> list[Tensor]:
-    return [_empty_maps(grad, sizes[i : i + 4], channels_last) for i in range(0, len(sizes), 4)]
+    return [empty_map(grad, sizes[i : i + 4], channels_last) for i in range(0, len(sizes), 4)]
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
@@ -121,13 +110,13 @@ def _fake(
 ) -> Tensor:
     first = features[0]
     shape = (boxes.shape[0], first.shape[1], height, width)
-    return _empty_maps(first, shape, _is_channels_last(first))
+    return empty_map(first, shape, is_channels_last(first))
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     features, boxes, *ctx.settings = inputs
     ctx.sizes = [size for feature_map in features for size in feature_map.shape]
-    ctx.channels_last = _is_channels_last(features[0])
+    ctx.channels_last = is_channels_last(features[0])
     # The gradient of the maps needs only their sizes.
     ctx.save_for_backward(boxes, *(features if boxes.requires_grad else ()))
 
@@ -154,10 +143,7 @@ _roi_align = define(
 
 
 def _check_sampling(op: str, sampling_ratio: Any, aligned: Any) -> None:
-    if isinstance(sampling_ratio, bool) or not isinstance(sampling_ratio, int):
-        raise TypeError(
-            f"{op}: sampling_ratio must be an integer, got {type(sampling_ratio).__name__}"
-        )
+    check_sampling_ratio(op, sampling_ratio)
     if not isinstance(aligned, bool):
         raise TypeError(f"{op}: aligned must be a bool, got {type(aligned).__name__}")
 

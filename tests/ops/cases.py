@@ -31,7 +31,6 @@ class OpCase:
         variant: What sets this case apart from the op's others, in a word.
         gradients: Names of the tensors that a gradient is defined for. Values that ``make`` gives
             must keep away from the kinks of the function (ties, borders) for numeric gradients.
-        second: Whether second derivatives are; where not, asking for them raises.
         dtypes: Floating dtypes that the tensors may have, float32 first.
         many: A size large enough to be shared by several threads.
         deterministic: "always", or "switched": on a GPU the same bits run to run only under
@@ -47,7 +46,6 @@ class OpCase:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     variant: str = ""
     gradients: tuple[str, ...] = ()
-    second: bool = True
     dtypes: tuple[torch.dtype, ...] = DTYPES
     many: int = 3000
     deterministic: Literal["always", "switched"] = "always"
@@ -214,13 +212,15 @@ def _filled_deform_module(device: str, dtype: torch.dtype) -> ops.DeformConv2d:
 # Made here: torch.compile takes a module as it is, and not its making.
 _DEFORM_MODULES = {
     (device, dtype): _filled_deform_module(device, dtype)
-    for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else []))
+    for device in ("cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count())))
     for dtype in DTYPES
 }
 
 
 def _deform_module(input: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
-    return _DEFORM_MODULES[input.device.type, input.dtype](input, offset, mask)
+    device = input.device
+    name = "cpu" if device.index is None else f"cuda:{device.index}"
+    return _DEFORM_MODULES[name, input.dtype](input, offset, mask)
 
 
 def _module_map_and_rois(size: int, random: Random) -> dict[str, Tensor]:
@@ -323,11 +323,31 @@ CASES: tuple[OpCase, ...] = (
         gradients=("deltas", "anchors"),
     ),
     OpCase(
+        "decode_boxes",
+        lambda size, random: {
+            "deltas": random.normal(2, size, 4),
+            "anchors": random.boxes(2, size),
+        },
+        variant="clipped",
+        arguments={"image_sizes": (40, 50), "scale_clamp": 1.0},
+        gradients=("deltas", "anchors"),
+    ),
+    OpCase(
+        "decode_boxes",
+        lambda size, random: {
+            "deltas": random.normal(2, size, 4),
+            "anchors": random.boxes(size),
+            "image_sizes": torch.tensor([[40.0, 50], [50, 30]]),
+        },
+        variant="images",
+        arguments={"weights": (10, 10, 5, 5)},
+        gradients=("deltas", "anchors"),
+    ),
+    OpCase(
         "deform_conv2d",
         _deformed,
         arguments={"padding": 1, "dilation": (1, 2)},
         gradients=("input", "offset", "weight", "bias", "mask"),
-        second=False,
         many=40,
         deterministic="switched",
     ),
@@ -337,7 +357,6 @@ CASES: tuple[OpCase, ...] = (
         arguments={"padding": 1, "dilation": (1, 2)},
         variant="v1",
         gradients=("input", "offset", "weight"),
-        second=False,
         many=40,
         deterministic="switched",
     ),
@@ -350,7 +369,6 @@ CASES: tuple[OpCase, ...] = (
         },
         call=_deform_module,
         gradients=("input", "offset", "mask"),
-        second=False,
         many=40,
         deterministic="switched",
     ),

@@ -44,7 +44,7 @@ def record(case: OpCase, device: torch.device | str = "cpu") -> dict[Any, tuple[
     leaves = [tensors[name] for name in case.gradients]
     with Recorder() as recorder:
         results = [result for result in case.run(**tensors) if result.requires_grad]
-        for recorder.order in range(1, 1 + bool(leaves) + (bool(leaves) and case.second)):
+        for recorder.order in (1, 2) if leaves else ():
             total = sum((result * weights_like(result).to(result)).sum() for result in results)
             grads = torch.autograd.grad(total, leaves, create_graph=True, allow_unused=True)
             results = [grad for grad in grads if grad is not None and grad.requires_grad]

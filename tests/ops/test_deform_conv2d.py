@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d
 
 from pydet import ops
+from pydet.ops._deform_formula import deform_conv2d as formula
 from tests.reference.deform_conv2d import deform_conv2d as reference
 from tests.strategies import DTYPES
 
@@ -183,6 +184,45 @@ def test_gradients(call):
         leaves,
         fast_mode=True,
     )
+
+
+@given(calls)
+def test_the_formula_of_further_derivatives(call):
+    """It gives the values and first derivatives of the kernels, at integers too."""
+    names = [name for name, tensor in call.tensors.items() if tensor is not None]
+    leaves = [call.tensors[name].clone().requires_grad_() for name in names]
+    tensors = call.tensors | dict(zip(names, leaves, strict=True))
+    bias = tensors.pop("bias")
+    wanted = call.run(**tensors, bias=bias)
+    got = formula(**tensors, **call.settings)
+    got = got if bias is None else got + bias[:, None, None]
+    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-10)
+    for ours, theirs in zip(
+        *(torch.autograd.grad(out.sin().sum(), leaves) for out in (got, wanted)), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9)
+
+
+def test_third_derivative(device):
+    """Of the sum of the cubes it is that of the formula; a tap that is NaN has none."""
+    call = make_call(0, size=(3, 3), batch=1)
+    call.tensors["offset"] += 0.0625
+    call.tensors["offset"][0, 0, 0] = math.nan
+    call.tensors = {name: tensor.to(device) for name, tensor in call.tensors.items()}
+    found = []
+    for native in (True, False):
+        leaves = [call.tensors[name].clone().requires_grad_() for name in ("offset", "input")]
+        tensors = call.tensors | dict(zip(("offset", "input"), leaves, strict=True))
+        bias = tensors.pop("bias")[:, None, None]
+        out = call.run(**tensors) if native else formula(**tensors, **call.settings) + bias
+        value = out.pow(3).sum()
+        for _ in range(3):
+            grads = torch.autograd.grad(value, leaves, create_graph=True)
+            value = sum(grad.sum() for grad in grads)
+        found.append(grads)
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+        assert ours.isfinite().all() and ours.any()
 
 
 def test_slope_at_an_integer_is_that_to_the_higher_cell(device):

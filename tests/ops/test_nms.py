@@ -19,7 +19,6 @@ from tests.strategies import (
     any_boxes,
     lattice_boxes,
     lattice_threshold,
-    layouts,
     tensor_of_boxes,
     valid_boxes,
 )
@@ -385,19 +384,6 @@ def test_leading_dimensions(device, shape):
             assert result.keep.eq(-1).all() and result.counts.eq(0).all()
 
 
-def test_threads_give_the_same_result():
-    boxes, scores, idxs = random_boxes(3, 5000, size=900)
-    threads = torch.get_num_threads()
-    results = []
-    for count in (1, 2, 3):
-        torch.set_num_threads(count)
-        padded = ops.batched_nms(boxes, scores, idxs, 0.5, max_output=4000)
-        results.append((*padded, ops.batched_nms(boxes[0], scores[0], idxs[0], 0.5)))
-    torch.set_num_threads(threads)
-    for result in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], result, strict=True))
-
-
 @given(with_scores(lattice_boxes(1)), lattice_threshold())
 def test_equals_torchvision(case, threshold):
     """Everything but NaN scores, which torchvision ranks first."""
@@ -485,54 +471,6 @@ def test_indices_carry_no_gradient(device):
 
 
 # --- registration ------------------------------------------------------------------------------
-
-
-def test_compile(device):
-    def select(boxes, scores, idxs):
-        keep = ops.batched_nms(boxes, scores, idxs, 0.5)
-        return boxes[keep], ops.nms(boxes, scores, 0.25)
-
-    def select_padded(boxes, scores, idxs):
-        keep, counts = ops.batched_nms(boxes, scores, idxs, 0.5, max_output=9, score_threshold=0.1)
-        return boxes.gather(1, keep.clamp(min=0)[..., None].expand(-1, -1, 4)), counts
-
-    options = {"fullgraph": True, "dynamic": True, "backend": "aot_eager"}
-    compiled, compiled_padded = (torch.compile(f, **options) for f in (select, select_padded))
-    for count in (40, 11, 1):
-        boxes, scores, idxs = random_boxes(2, count, device=device, seed=count)
-        one = (boxes[0], scores[0], idxs[0])
-        for got, wanted in zip(compiled(*one), select(*one), strict=True):
-            assert torch.equal(got, wanted)
-        result = compiled_padded(boxes, scores, idxs)
-        for got, wanted in zip(result, select_padded(boxes, scores, idxs), strict=True):
-            assert torch.equal(got, wanted)
-
-
-def test_export(device):
-    class Single(torch.nn.Module):
-        def forward(self, boxes, scores, idxs):
-            return boxes[ops.batched_nms(boxes, scores, idxs, 0.5)]
-
-    class Padded(torch.nn.Module):
-        def forward(self, boxes, scores, idxs):
-            return tuple(ops.batched_nms(boxes, scores, idxs, 0.5, max_output=6))
-
-    batch, count = torch.export.Dim("batch"), torch.export.Dim("count")
-    boxes, scores, idxs = random_boxes(3, 20, device=device)
-    single = torch.export.export(
-        Single(), (boxes[0], scores[0], idxs[0]), dynamic_shapes=({0: count},) * 3
-    )
-    padded = torch.export.export(
-        Padded(), (boxes, scores, idxs), dynamic_shapes=({0: batch, 1: count},) * 3
-    )
-    boxes, scores, idxs = random_boxes(5, 31, device=device, seed=1)
-    assert torch.equal(
-        single.module()(boxes[0], scores[0], idxs[0]), Single()(boxes[0], scores[0], idxs[0])
-    )
-    for got, wanted in zip(
-        padded.module()(boxes, scores, idxs), Padded()(boxes, scores, idxs), strict=True
-    ):
-        assert torch.equal(got, wanted)
 
 
 def test_autocast(device):
@@ -637,16 +575,3 @@ def test_the_padded_kernel_protects_itself():
 
 
 # --- strides and dtypes ------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_layouts(device, dtype):
-    boxes, scores, idxs = random_boxes(2, 60, size=100, device=device, dtype=dtype)
-    wanted = ops.batched_nms(boxes, scores, idxs, 0.25, max_output=20)
-    for name, b in layouts(boxes):
-        for (other_name, s), (_, i) in zip(layouts(scores), layouts(idxs), strict=True):
-            result = ops.batched_nms(b, s, i, 0.25, max_output=20)
-            assert torch.equal(result.keep, wanted.keep), (name, other_name)
-            assert torch.equal(result.counts, wanted.counts), (name, other_name)
-            single = ops.batched_nms(b[0], s[0], i[0], 0.25)
-            assert torch.equal(single[:20], wanted.keep[0, : len(single[:20])])

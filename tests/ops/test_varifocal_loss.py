@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pydet import ops
-from tests.ops.test_focal_loss import ABSOLUTE, LOGITS, REDUCTIONS, RELATIVE
+from tests.ops.losses import (
+    ABSOLUTE,
+    LOGITS,
+    RELATIVE,
+    UNSAFE,
+    assert_protected,
+    assert_reductions,
+    assert_saves_its_inputs_alone,
+    wrong_arguments,
+)
 from tests.reference.varifocal_loss import varifocal_loss as reference
 from tests.strategies import DTYPES
 
@@ -66,15 +75,7 @@ def test_values(pairs, alpha, gamma, dtype):
 def test_reductions(device, shape):
     inputs, targets = (x.to(device) for x in random_call(0, *shape, dtype=torch.float32))
     wanted = varifocal_loss_eager(inputs.double(), targets.double())
-    sums = {
-        "none": wanted,
-        "mean": wanted.mean(),
-        "sum": wanted.sum(),
-        "sum_per_image": wanted.reshape(shape[0], -1).sum(1),
-    }
-    for reduction in REDUCTIONS:
-        loss = ops.varifocal_loss(inputs, targets, reduction=reduction)
-        torch.testing.assert_close(loss.double(), sums[reduction], rtol=2e-5, atol=1e-6)
+    assert_reductions(ops.varifocal_loss, wanted, inputs, targets)
 
 
 def test_an_empty_mean_is_nan(device):
@@ -136,61 +137,18 @@ def test_derivatives_equal_autograd(seed, alpha, gamma):
 
 def test_only_the_inputs_are_saved():
     inputs, targets = random_call(0, 50, 80)
-    saved = []
-    with torch.autograd.graph.saved_tensors_hooks(
-        lambda t: saved.append(t.data_ptr()) or t, lambda t: t
-    ):
-        ops.varifocal_loss(inputs.requires_grad_(), targets, reduction="sum").backward()
-    assert sorted(saved) == sorted([inputs.data_ptr(), targets.data_ptr()])
+    assert_saves_its_inputs_alone(ops.varifocal_loss, inputs, targets)
 
 
 # --- errors ------------------------------------------------------------------------------------
 
-X = torch.zeros(5, 3)
 
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        (([0.0], X), TypeError, "inputs must be a tensor, got list"),
-        ((X.int(), X), TypeError, "inputs must have a dtype of .*, got torch.int32"),
-        ((X, [0]), TypeError, "targets must be a tensor, got list"),
-        ((X, X.long()), TypeError, "targets must have a dtype of .*, got torch.int64"),
-        ((X, X.double()), TypeError, "targets must have the dtype of inputs"),
-        ((X, X[:4]), ValueError, r"targets must have shape \[5, 3\] of inputs, got \[4, 3\]"),
-        ((X, X.to("meta")), ValueError, "targets must be on the device of inputs"),
-        ((X, X, -1), ValueError, "alpha must be finite and at least 0, got -1"),
-        ((X, X, math.nan), ValueError, "alpha must be .*, got nan"),
-        ((X, X, 0.75, math.inf), ValueError, "gamma must be finite"),
-        ((X, X, 0.75, "2"), TypeError, "gamma must be a number, got str"),
-        ((X, X, 0.75, 2, "avg"), ValueError, "reduction must be one of 'none', .*, got 'avg'"),
-        (
-            (X[0, 0], X[0, 0], 0.75, 2, "sum_per_image"),
-            ValueError,
-            r"inputs must have shape \[B, ...\]",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("arguments", "error", "message"), wrong_arguments("gamma"))
 def test_errors(arguments, error, message):
     with pytest.raises(error, match="^varifocal_loss: " + message):
         ops.varifocal_loss(*arguments)
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        (X, X[:4], 0.75, 2.0, "none"),
-        (X, torch.zeros(5, dtype=torch.int64), 0.75, 2.0, "none"),
-        (X, X.double(), 0.75, 2.0, "none"),
-        (X.int(), X.int(), 0.75, 2.0, "none"),
-        (X, X, 0.75, 2.0, "avg"),
-    ],
-)
+@pytest.mark.parametrize("arguments", UNSAFE)
 def test_the_kernel_protects_itself(arguments):
-    for op, before, after in (
-        (torch.ops.pydet.varifocal_loss, (), ()),
-        (torch.ops.pydet.varifocal_loss_backward, (X,), (False,)),
-        (torch.ops.pydet.varifocal_loss_double_backward, (X, X), (False, True)),
-    ):
-        with pytest.raises((ValueError, TypeError, RuntimeError), match="varifocal_loss"):
-            op(*before, *arguments, *after)
+    assert_protected("varifocal_loss", arguments)
