@@ -131,6 +131,17 @@ class PackedTargets:
         """The same targets in pinned memory (DataLoader calls this)."""
         return PackedTargets(*(getattr(self, f.name).pin_memory() for f in fields(self)))
 
+    def by_image(self, values: Tensor, fill: float) -> Tensor:
+        """Values of boxes [ΣG, ...] by image: [B, ΣG, ...], an image's own first, then ``fill``.
+
+        As many places for each image as all have boxes, because the host does not know the most
+        that one has.
+        """
+        num_boxes = self.boxes.shape[0]
+        rows = self.offsets[:-1, None] + torch.arange(num_boxes, device=values.device)  # [B, ΣG]
+        rows = torch.where(rows < self.offsets[1:, None], rows, num_boxes)
+        return torch.cat((values, values.new_full((1, *values.shape[1:]), fill)))[rows]
+
     def check_labels(self, num_classes: int, op: str = "PackedTargets") -> None:
         """Refuses a label outside of 0 ... num_classes - 1. On a GPU this waits for the device.
 

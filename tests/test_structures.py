@@ -135,6 +135,17 @@ def test_image_batch_checks_its_parts():
         ImageBatch(torch.zeros(2, 3, 4, 4), ((4, 4),), ((4, 4),))
 
 
+def test_values_by_image():
+    packed = pack_targets([target([[0, 0, 1, 1]]), target([]), target([[0, 0, 2, 2]] * 2)])
+    assert packed.by_image(torch.tensor([5, 6, 7]), -1).tolist() == [
+        [5, -1, -1],
+        [-1, -1, -1],
+        [6, 7, -1],
+    ]
+    assert packed.by_image(packed.boxes, math.nan).shape == (3, 3, 4)
+    assert pack_targets([target([])] * 2).by_image(torch.zeros(0, 4), 0).shape == (2, 0, 4)
+
+
 def test_original_scale_is_x_then_y():
     batch = ImageBatch(torch.zeros(1, 3, 64, 64), ((50, 40),), ((100, 120),))
     assert batch.original_scale().tolist() == [[3, 2, 3, 2]]

@@ -133,11 +133,14 @@ class ResNet(nn.Module):
         for stage in self._frozen():
             stage.requires_grad_(False)
 
-    def forward(self, images: Tensor) -> dict[int, Tensor]:
-        """Maps by level, ``{2: C2, ..., 5: C5}``: Cl is [B, channels[l], ceil(H/2**l), ...]."""
+    def forward(self, images: Tensor, last_level: int = 5) -> dict[int, Tensor]:
+        """Maps by level, ``{2: C2, ..., 5: C5}``: Cl is [B, channels[l], ceil(H/2**l), ...].
+
+        Levels above ``last_level`` are left out.
+        """
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         maps: dict[int, Tensor] = {}
-        for level in range(2, 6):
+        for level in range(2, last_level + 1):
             x = self.get_submodule(f"layer{level - 1}")(x)
             maps[level] = x
         return maps

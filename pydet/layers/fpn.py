@@ -104,7 +104,7 @@ class FPN(nn.Module):
         source = features[self._top] if self.extra_from == "c5" else maps[-1]
         for index, level in enumerate(self.levels[len(maps) :]):
             if self.extra_from == "pool":
-                source = F.max_pool2d(source, kernel_size=1, stride=2)
+                source = source[:, :, ::2, ::2]
             else:
                 source = self.extra[str(level)](source if index == 0 else F.relu(source))
             maps.append(source)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Detectors: one import line each, alphabetical; that line is the registration."""
 
+from pydet.models import faster_rcnn as faster_rcnn
 from pydet.models import fcos as fcos
 from pydet.models import retinanet as retinanet
 from pydet.models import ssd as ssd
