@@ -8,10 +8,10 @@ from torch import Tensor
 
 from pydet.weights._family import Family, Trunk
 from pydet.weights._state import State
-from pydet.weights.torchvision import fcos, resnet, retinanet, ssd, vgg
+from pydet.weights.torchvision import faster_rcnn, fcos, resnet, retinanet, ssd, vgg
 
 # One entry each, alphabetical; no two may recognise the same file (tests/weights/test_convert.py).
-FAMILIES: tuple[Family, ...] = (fcos, retinanet, ssd)
+FAMILIES: tuple[Family, ...] = (faster_rcnn, fcos, retinanet, ssd)
 TRUNKS: tuple[Trunk, ...] = (resnet, vgg)
 
 

@@ -42,6 +42,7 @@ def old_name(name: str) -> str:
     """The name that torchvision gave before its version 0.13, as its published files have it."""
     if ".inner_blocks." in name or ".layer_blocks." in name:
         return name.replace(".0.weight", ".weight").replace(".0.bias", ".bias")
+    name = name.replace("rpn.head.conv.0.0.", "rpn.head.conv.")
     for index in range(4):
         name = name.replace(f"_head.conv.{index}.0.", f"_head.conv.{2 * index}.")
     return name
@@ -49,6 +50,9 @@ def old_name(name: str) -> str:
 
 # Names of torchvision's builders; " old" is the layout before its version 0.13.
 FILES = (
+    "fasterrcnn_resnet50_fpn",
+    "fasterrcnn_resnet50_fpn_v2",
+    "fasterrcnn_resnet50_fpn old",
     "fcos_resnet50_fpn",
     "fcos_resnet50_fpn old",
     "retinanet_resnet50_fpn",
@@ -67,7 +71,7 @@ def assert_same(state, other):
 
 @pytest.mark.parametrize(
     ("name", "keep_background"),
-    [*((name, False) for name in FILES), (FILES[0], True), (FILES[2], True)],
+    [*((name, False) for name in FILES), *((FILES[i], True) for i in (0, 3, 5))],
 )
 def test_there_and_back_is_the_same_to_the_bit(name, keep_background, tmp_path, capsys):
     theirs, ours, back = (tmp_path / n for n in ("a.pth", "b.safetensors", "c.pth"))
