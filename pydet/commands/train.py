@@ -14,6 +14,7 @@ from pydet.commands._common import import_modules, open_part
 from pydet.data import DetectionDataset, build_transform, summarize_problems
 from pydet.models import Detector, create_model
 from pydet.training._toml import parse_value
+from pydet.training.alternating import train_alternating
 from pydet.training.checkpoint import LAST, load_checkpoint, seed_everything
 from pydet.training.config import DataConfig, RunConfig, TrainConfig
 from pydet.training.loop import train
@@ -59,6 +60,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="go on from the checkpoint of --output with its settings, or begin if there is none",
     )
+    parser.add_argument(
+        "--alternating",
+        action="store_true",
+        help="train a Faster R-CNN in its paper's four steps; the detector is step4 of --output",
+    )
     parser.add_argument("--resume-from", metavar="FILE", help="go on from this checkpoint")
     parser.add_argument("--print-config", action="store_true", help="print all settings and leave")
     parser.add_argument("--no-tensorboard", action="store_true", help="write no TensorBoard events")
@@ -80,6 +86,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train; see `pydet.training.train`."""
+    if args.alternating and args.resume_from:
+        raise ValueError("--resume-from must not be given with --alternating; --resume goes on")
     config = _config(args)
     if args.print_config:
         print(config.to_toml(comments=True), end="")
@@ -99,8 +107,9 @@ def _config(args: argparse.Namespace) -> RunConfig:
         config = RunConfig()
         folder = args.output or (f"runs/{args.name}" if args.name else None)
         resumed = args.resume_from
-        if args.resume and folder and (Path(folder) / LAST).exists():
-            resumed = Path(folder) / LAST
+        last = Path(folder or "", "step1" if args.alternating else "", LAST)
+        if args.resume and folder and last.exists():
+            resumed = last
         if resumed:
             config = RunConfig.from_dict(load_checkpoint(Path(resumed))["config"], str(resumed))
     model: dict[str, Any] = {"name": args.name, "weights": args.weights}
@@ -151,8 +160,9 @@ def _train(args: argparse.Namespace, config: RunConfig) -> int:
             if dataset and dataset.problems:
                 _say(summarize_problems(dataset.problems))
     specs = config.augment.transforms
-    result = train(
-        model,
+    run_steps = train_alternating if args.alternating else train
+    result = run_steps(
+        model,  # type: ignore[arg-type]  # checked there
         training,
         validation,
         config.train,
@@ -174,6 +184,7 @@ def _train(args: argparse.Namespace, config: RunConfig) -> int:
         _say(
             f"stopped after step {result.steps} by signal {result.signal}; "
             f"go on with: pydet train --output {output} --resume"
+            + (" --alternating" if args.alternating else "")
         )
         return 128 + result.signal
     if result.best:
