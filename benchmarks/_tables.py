@@ -91,9 +91,10 @@ def main_table(results: dict[str, Any]) -> list[str]:
         runs = contents.get(name, {}).get(case)
         if not runs:
             continue
-        ends = [runs[min(runs)], runs[max(runs)]]
+        ends = [runs[threads] for threads in sorted({min(runs), max(runs)})]
         row = [case if case.startswith(name.split("_")[0]) else f"{name}: {case}"]
         row += [_spread(run["times"]["pydet"]) for run in ends]
+        row += [""] * (2 - len(ends))
         for other in ("torchvision", "compile"):
             ratios = [_ratio(run["times_faster_than"].get(other)) for run in ends]
             row.append(" / ".join(ratios) if any(ratios) else "")

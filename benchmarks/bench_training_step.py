@@ -90,7 +90,16 @@ def _measure(
     name: str, calls: dict[str, Call], device: torch.device, threads: int, seconds: float
 ) -> dict[str, Any]:
     samples = sample(calls, Clock(device, threads), seconds)
-    profiles = {key: profile_call(call, device) for key, call in calls.items()}
+    profiles, peaks = {}, {}
+    for key, call in calls.items():
+
+        def profiled(key: str = key, call: Call = call) -> None:
+            profiles[key] = profile_call(call, device)
+
+        if can_measure(device):
+            peaks[key] = peak_extra_memory(profiled, device)
+        else:
+            profiled()
     around = {key: p["by_kind"].get(REST, 0.0) for key, p in profiles.items()}
     result: dict[str, Any] = {
         "case": name,
@@ -102,10 +111,8 @@ def _measure(
         "around_ms": {key: value * 1e3 for key, value in around.items()},
         "around_share": {key: around[key] / p["seconds"] for key, p in profiles.items()},
     }
-    if can_measure(device):
-        result["peak_extra_bytes"] = {
-            key: peak_extra_memory(call, device) for key, call in calls.items()
-        }
+    if peaks:
+        result["peak_extra_bytes"] = peaks
     times = ", ".join(f"{t['median_ms']:.0f} ms {key}" for key, t in result["times"].items())
     shares = ", ".join(f"{value:.1%} {key}" for key, value in result["around_share"].items())
     print(f"  {name:<28} {threads} threads {times}; around {shares}", flush=True)

@@ -28,7 +28,8 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
         path: A file in any format that Pillow reads.
 
     Returns:
-        [3, H, W] uint8, contiguous.
+        [3, H, W] uint8, in the order of the file: the three values of a pixel lie together
+        (``image.permute(1, 2, 0)`` is contiguous), which is what resizing is fastest with.
 
     Raises:
         FileNotFoundError: No such file.
@@ -39,9 +40,9 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
     try:
         with Image.open(path) as image:
             rgb = _to_rgb(_upright(image))
-        # One copy by Pillow (its memory has four bytes a pixel), one to bring the channels to the
-        # front.
-        return torch.from_numpy(np.ascontiguousarray(rgb.transpose(2, 0, 1)))
+        # One copy by Pillow (its memory has four bytes a pixel), one because that is not ours to
+        # write to.
+        return torch.from_numpy(np.array(rgb, order="C")).permute(2, 0, 1)
     except (FileNotFoundError, PermissionError, MemoryError):
         raise
     except Exception as error:  # decoders raise whatever they like on damaged files
