@@ -111,6 +111,7 @@ def plot(name: str, content: dict[str, Any], path: Path) -> None:
 
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "pydet"
+    matplotlib.rcParams["svg.fonttype"] = "none"  # letters, not their outlines: much smaller
     from matplotlib import pyplot
 
     curves = series_of(content)
