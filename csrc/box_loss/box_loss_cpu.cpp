@@ -12,6 +12,10 @@ namespace {
 
 // Pairs that are computed together, in arrays that stay in the first-level cache.
 constexpr int64_t kChunk = 256;
+// Loops have no remainder that fills no vector.
+constexpr int64_t kLanes = 16;
+
+constexpr int64_t padded(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
 
 // Calls body(kind) with the kind of overlap of the loss as a type.
 template <class Body>
@@ -36,6 +40,7 @@ struct Coordinates {
   template <class T>
   void load_boxes(const T* boxes, int64_t count) {
     for (int64_t i = 0; i < count; ++i) set(i, load_box(boxes, i));
+    for (int64_t i = count; i < padded(count); ++i) set(i, {A(0), A(0), A(0), A(0)});
   }
   template <class T>
   void store_boxes(T* boxes, int64_t count) const {
@@ -98,14 +103,69 @@ A folded_sum(A* values, int64_t count) {
   return values[0];
 }
 
-template <class T, class Kind, bool kDual>
+// The formulas, each a plain loop: that of float is compiled once an instruction set.
+
+template <class A, bool kDual>
+using LossLoop = void (*)(int64_t count, const Boxes<A, kDual>* a, const Boxes<A, kDual>* b, A eps,
+                          A* values);
+
+template <class A, bool kDual, class Kind>
+struct ForwardLoop {
+  using C = std::conditional_t<kDual, Dual<A>, A>;
+
+  static void run(int64_t count, const Boxes<A, kDual>* a, const Boxes<A, kDual>* b, A eps,
+                  A* __restrict values) {
+    count = count / kLanes * kLanes;  // for the compiler
+    for (int64_t i = 0; i < count; ++i)
+      values[i] = result_of(pair_loss<Kind>(a->box(i), b->box(i), C(eps)));
+  }
+};
+
+// The gradients of a chunk's boxes.
+template <class A>
+struct Gradients {
+  Coordinates<A> a, b;
+};
+
+template <class A, bool kDual>
+using GradientLoop = void (*)(int64_t count, const Boxes<A, kDual>* a, const Boxes<A, kDual>* b,
+                              A eps, const A* grads, Gradients<A>* result);
+
+template <class A, bool kDual, class Kind>
+struct BackwardLoop {
+  using C = std::conditional_t<kDual, Dual<A>, A>;
+
+  static void run(int64_t count, const Boxes<A, kDual>* a, const Boxes<A, kDual>* b, A eps,
+                  const A* __restrict grads, Gradients<A>* __restrict result) {
+    count = count / kLanes * kLanes;
+    for (int64_t i = 0; i < count; ++i) {
+      Box<C> of_a, of_b;
+      pair_loss_backward<Kind>(a->box(i), b->box(i), C(eps), C(grads[i]), &of_a, &of_b);
+      result->a.set(i, result_of(of_a));
+      result->b.set(i, result_of(of_b));
+    }
+  }
+};
+
+// The loop as a function that chooses the instruction set. Second derivatives in double go without.
+template <class Loop, bool kPlain, class... Args>
+auto best_of() {
+  return [](int64_t count, Args... args) {
+    if constexpr (kPlain) {
+      Loop::run(count, args...);
+    } else {
+      run_on_best_isa<Loop>(count, args...);
+    }
+  };
+}
+
+template <class T, bool kDual>
 struct LossPiece {
+  using A = acc_t<T>;
+
   // Pairs [begin, end): their losses, or the sum of them.
-  static void run(const BoxLossArgs<T>* args, int64_t begin, int64_t end, acc_t<T>* loss,
-                  double* sum) {
-    using A = acc_t<T>;
-    using C = std::conditional_t<kDual, Dual<A>, A>;
-    const C eps(static_cast<A>(args->eps));
+  static void run(const BoxLossArgs<T>* args, LossLoop<A, kDual> loop, int64_t begin, int64_t end,
+                  A* loss, double* sum) {
     Boxes<A, kDual> a, b;
     A values[kChunk];
     double total = 0;
@@ -113,8 +173,7 @@ struct LossPiece {
       const int64_t count = std::min(kChunk, end - begin);
       a.load_boxes(args->boxes1 + 4 * begin, kDual ? args->v1 + 4 * begin : nullptr, count);
       b.load_boxes(args->boxes2 + 4 * begin, kDual ? args->v2 + 4 * begin : nullptr, count);
-      for (int64_t i = 0; i < count; ++i)
-        values[i] = result_of(pair_loss<Kind>(a.box(i), b.box(i), eps));
+      loop(padded(count), &a, &b, static_cast<A>(args->eps), values);
       if (loss != nullptr) {
         std::copy(values, values + count, loss + begin);
       } else {
@@ -125,30 +184,24 @@ struct LossPiece {
   }
 };
 
-template <class T, class Kind, bool kDual>
+template <class T, bool kDual>
 struct LossBackwardPiece {
-  static void run(const BoxLossArgs<T>* args, int64_t begin, int64_t end, bool of_sum,
-                  const acc_t<T>* grad_loss, T* grad_boxes1, T* grad_boxes2) {
-    using A = acc_t<T>;
-    using C = std::conditional_t<kDual, Dual<A>, A>;
-    const C eps(static_cast<A>(args->eps));
+  using A = acc_t<T>;
+
+  static void run(const BoxLossArgs<T>* args, GradientLoop<A, kDual> loop, int64_t begin,
+                  int64_t end, bool of_sum, const A* grad_loss, T* grad_boxes1, T* grad_boxes2) {
     Boxes<A, kDual> a, b;
-    Coordinates<A> grad_a, grad_b;
-    A grads[kChunk];
+    Gradients<A> result;
+    A grads[kChunk] = {};
     if (of_sum) std::fill(grads, grads + kChunk, static_cast<A>(*grad_loss * args->scale));
     for (; begin < end; begin += kChunk) {
       const int64_t count = std::min(kChunk, end - begin);
       a.load_boxes(args->boxes1 + 4 * begin, kDual ? args->v1 + 4 * begin : nullptr, count);
       b.load_boxes(args->boxes2 + 4 * begin, kDual ? args->v2 + 4 * begin : nullptr, count);
       if (!of_sum) std::copy(grad_loss + begin, grad_loss + begin + count, grads);
-      for (int64_t i = 0; i < count; ++i) {
-        Box<C> of_a, of_b;
-        pair_loss_backward<Kind>(a.box(i), b.box(i), eps, C(grads[i]), &of_a, &of_b);
-        grad_a.set(i, result_of(of_a));
-        grad_b.set(i, result_of(of_b));
-      }
-      grad_a.store_boxes(grad_boxes1 + 4 * begin, count);
-      grad_b.store_boxes(grad_boxes2 + 4 * begin, count);
+      loop(padded(count), &a, &b, static_cast<A>(args->eps), grads, &result);
+      result.a.store_boxes(grad_boxes1 + 4 * begin, count);
+      result.b.store_boxes(grad_boxes2 + 4 * begin, count);
     }
   }
 };
@@ -162,26 +215,34 @@ void with_kind_of(const BoxLossArgs<T>& args, const Body& body) {
   });
 }
 
-}  // namespace
-
+// The losses, or the sums of pieces in `partials`.
 template <class T>
-void box_loss(const BoxLossArgs<T>& args, acc_t<T>* loss) {
+void run_forward(const BoxLossArgs<T>& args, acc_t<T>* loss, double* partials) {
   with_kind_of(args, [&](auto kind, auto along_v) {
+    using A = acc_t<T>;
+    constexpr bool kDual = decltype(along_v)::value;
+    constexpr bool kPlain = kDual && std::is_same_v<A, double>;
+    using Side = const Boxes<A, kDual>*;
+    const LossLoop<A, kDual> loop =
+        best_of<ForwardLoop<A, kDual, decltype(kind)>, kPlain, Side, Side, A, A*>();
     parallel_for(args.count, kBoxLossPiece, [&](int64_t begin, int64_t end) {
-      run_on_best_isa<LossPiece<T, decltype(kind), along_v>>(&args, begin, end, loss,
-                                                             static_cast<double*>(nullptr));
+      run_on_best_isa<LossPiece<T, kDual>>(
+          &args, loop, begin, end, loss,
+          partials == nullptr ? nullptr : partials + begin / kBoxLossPiece);
     });
   });
 }
 
+}  // namespace
+
+template <class T>
+void box_loss(const BoxLossArgs<T>& args, acc_t<T>* loss) {
+  run_forward(args, loss, nullptr);
+}
+
 template <class T>
 void box_loss_sum(const BoxLossArgs<T>& args, double* partials, acc_t<T>* sum) {
-  with_kind_of(args, [&](auto kind, auto along_v) {
-    parallel_for(args.count, kBoxLossPiece, [&](int64_t begin, int64_t end) {
-      run_on_best_isa<LossPiece<T, decltype(kind), along_v>>(
-          &args, begin, end, static_cast<acc_t<T>*>(nullptr), partials + begin / kBoxLossPiece);
-    });
-  });
+  run_forward(args, static_cast<acc_t<T>*>(nullptr), partials);
   double total = 0;
   for (int64_t piece = 0; piece < box_loss_pieces(args.count); ++piece) total += partials[piece];
   *sum = static_cast<acc_t<T>>(args.count == 0 ? 0 : total * args.scale);
@@ -191,9 +252,15 @@ template <class T>
 void box_loss_backward(const BoxLossArgs<T>& args, bool of_sum, const acc_t<T>* grad_loss,
                        T* grad_boxes1, T* grad_boxes2) {
   with_kind_of(args, [&](auto kind, auto along_v) {
+    using A = acc_t<T>;
+    constexpr bool kDual = decltype(along_v)::value;
+    constexpr bool kPlain = kDual && std::is_same_v<A, double>;
+    using Side = const Boxes<A, kDual>*;
+    const GradientLoop<A, kDual> loop = best_of<BackwardLoop<A, kDual, decltype(kind)>, kPlain,
+                                                Side, Side, A, const A*, Gradients<A>*>();
     parallel_for(args.count, kBoxLossPiece, [&](int64_t begin, int64_t end) {
-      run_on_best_isa<LossBackwardPiece<T, decltype(kind), along_v>>(
-          &args, begin, end, of_sum, grad_loss, grad_boxes1, grad_boxes2);
+      run_on_best_isa<LossBackwardPiece<T, kDual>>(&args, loop, begin, end, of_sum, grad_loss,
+                                                   grad_boxes1, grad_boxes2);
     });
   });
 }

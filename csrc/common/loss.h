@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the losses of single logits share: the call of a kernel, and the choice of the formula that
-// it is compiled for. The kernels are those of common/loss_cpu.h and common/loss.cuh; a loss is a
+// it is compiled for. The kernels are those of common/loss_cpu.cpp and common/loss.cuh; a loss is a
 // template over its exponent, such as those of common/focal.h.
 //
 // All arrays are contiguous. Arithmetic in float (double for double), rounded once. Sums are taken

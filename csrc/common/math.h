@@ -44,7 +44,8 @@ PYDET_HOST_DEVICE float portable_exp_of_negative(float x) {
   const float mantissa = (q * (r * r) + r) + 1.0f;
   // The low bits of `shifted` are n; multiply by 2^n.
   const float power = float_from_bits((bits_from_float(shifted) + 127u) << 23);
-  return x < kLeast ? 0.0f : mantissa * power;
+  // As x < kLeast; of that same condition again compilers would make branches within vectors.
+  return y > x ? 0.0f : mantissa * power;
 }
 
 PYDET_HOST_DEVICE double portable_exp_of_negative(double x) {
@@ -69,7 +70,7 @@ PYDET_HOST_DEVICE double portable_exp_of_negative(double x) {
   q = q * r + 0.5;
   const double mantissa = (q * (r * r) + r) + 1.0;
   const double power = double_from_bits((bits_from_double(shifted) + 1023u) << 52);
-  return x < kLeast ? 0.0 : mantissa * power;
+  return y > x ? 0.0 : mantissa * power;
 }
 
 // exp(x) for x <= 0, on the device by the library.

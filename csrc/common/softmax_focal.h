@@ -63,11 +63,17 @@ struct SecondSlopes {
   A of_grad, along, across;
 };
 
+// `slope` and `bend` are the first two derivatives of w f(u), `grad` is what came in for the loss,
+// and `moved` is mean - v_t.
+template <class A>
+PYDET_HOST_DEVICE SecondSlopes<A> second_slopes(A slope, A bend, A grad, A moved) {
+  return {slope * moved, grad * bend * moved, grad * slope};
+}
+
 template <class A>
 PYDET_HOST_DEVICE SecondSlopes<A> second_slopes(A u, A gamma, A weight, A grad, A moved) {
   const Dual<A> slope = focal_negative_backward<kAnyGamma>(Dual<A>(u, A(1)), Dual<A>(gamma));
-  return {weight * slope.value * moved, grad * weight * slope.tangent * moved,
-          grad * weight * slope.value};
+  return second_slopes(weight * slope.value, weight * slope.tangent, grad, moved);
 }
 
 }  // namespace pydet

@@ -128,7 +128,7 @@ void check_call(SoftmaxFocalCall<T> call, double tolerance) {
 
 template <class T>
 void test_type(double tolerance) {
-  for (int64_t classes : {1, 2, 8, 21, 40, 1030, 2052}) {
+  for (int64_t classes : {1, 2, 8, 21, 40, 1030, 2052, 16500}) {
     const int64_t segments = 2, rows = classes > 1000 ? 4 : (classes == 8 ? 600 : 20);
     const std::vector<T> inputs = random_numbers<T>(rows * classes + 1, -4, 4);
     const std::vector<int64_t> labels = random_labels(rows, classes);

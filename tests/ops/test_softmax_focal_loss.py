@@ -109,9 +109,9 @@ def test_values(rows, alpha, gamma, background, ignored, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("classes", [1, 2, 8, 21, 33, 91, 1024, 1025, 2049, 9418])
+@pytest.mark.parametrize("classes", [1, 2, 8, 21, 33, 91, 1024, 1025, 2049, 9418, 16384, 33000])
 def test_sizes(device, classes, dtype):
-    """Around the sizes of vectors, groups of threads and chunks of columns; 9418 of YOLO9000."""
+    """Around the sizes of vectors, groups of threads, chunks and buffers; 9418 of YOLO9000."""
     rows = 6 if classes > 1000 else 300
     inputs, targets = random_call(2, rows, classes, dtype=dtype, device=device)
     inputs.requires_grad_()
@@ -244,7 +244,7 @@ def peak_memory():
 
 @given(
     st.integers(0, 10_000),
-    st.sampled_from([2, 5, 17, 40, 1100]),
+    st.sampled_from([2, 5, 17, 40, 1100, 16500]),
     ALPHAS | st.just("weights"),
     GAMMAS,
 )
