@@ -153,7 +153,7 @@ def box_area(boxes: Tensor, fmt: str = "xyxy") -> Tensor:
         TypeError: Not a tensor, or a dtype that is no number.
         ValueError: Not [..., 4], or an unknown format.
 
-    Differentiable twice.
+    Differentiable any number of times.
     """
     _check_rows("box_area", boxes)
     check_choice("box_area", "fmt", fmt, _FORMATS)
@@ -181,7 +181,7 @@ def box_convert(boxes: Tensor, in_fmt: str, out_fmt: str) -> Tensor:
         TypeError: Not a tensor, or a dtype that is no number.
         ValueError: Not [..., 4] (5, 8), an unknown format, or one upright and one rotated format.
 
-    Differentiable twice.
+    Differentiable any number of times.
     """
     op = "box_convert"
     check_choice(op, "in_fmt", in_fmt, (*_FORMATS, *NUMBERS))
@@ -221,7 +221,8 @@ def clip_boxes_to_image(boxes: Tensor, size: tuple[int, int]) -> Tensor:
         TypeError: Not a tensor, a dtype that is no number, or a size that is not two numbers.
         ValueError: Not [..., 4], or a negative size.
 
-    Differentiable twice: the gradient passes where the coordinate was inside, the ends included.
+    Differentiable any number of times: the gradient passes where the coordinate was inside, the
+    ends included.
     """
     op = "clip_boxes_to_image"
     _check_rows(op, boxes)

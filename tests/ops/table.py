@@ -20,9 +20,8 @@ sources are in its docstring: `help(pydet.ops.nms)`.
 - *dtypes*: of the floating arguments; arithmetic is in float32 or better.
 - *kernels*: the devices that its native parts are registered for.
 - *gradient*, *second*: the arguments with a first derivative, and whether they have a second one
-  (gradcheck and gradgradcheck in float64). A third one is there for `box_area`, `box_convert`,
-  `clip_boxes_to_image`, `deform_conv2d`, `roi_pool`, `ps_roi_align` and `ps_roi_pool`; for the
-  others asking for it raises `NotImplementedError`.
+  (gradcheck and gradgradcheck in float64); "any": further ones, too. Where there are none, asking
+  for them raises `NotImplementedError`.
 - *deterministic*: the same bits run to run on one device, and on the CPU for any number of threads:
   always, or on a GPU "switched" by `torch.use_deterministic_algorithms(True)`.
 - *compile*: `torch.compile(fullgraph=True, dynamic=True)`; *export*: `torch.export` with dynamic
@@ -31,6 +30,21 @@ sources are in its docstring: `help(pydet.ops.nms)`.
 | op | dtypes | kernels | gradient | second | deterministic | compile | export |
 |---|---|---|---|---|---|---|---|
 """
+
+# Ops that have derivatives of any order.
+ANY_ORDER = {
+    "box_area",
+    "box_convert",
+    "clip_boxes_to_image",
+    "deform_conv2d",
+    "DeformConv2d",
+    "ps_roi_align",
+    "ps_roi_pool",
+    "PSRoIAlign",
+    "PSRoIPool",
+    "roi_pool",
+    "RoIPool",
+}
 
 SHORT = {
     torch.float16: "f16",
@@ -64,7 +78,7 @@ def row(function: str, cases: list[OpCase]) -> str:
         ],
         [kernels(c) for c in cases],
         [", ".join(c.gradients) or "-" for c in cases],
-        ["yes" if c.gradients else "-" for c in cases],
+        [("any" if function in ANY_ORDER else "yes") if c.gradients else "-" for c in cases],
         [c.deterministic for c in cases],
         ["yes" for _ in cases],
         ["yes" if c.export else "no" for c in cases],

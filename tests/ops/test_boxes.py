@@ -368,6 +368,33 @@ def test_second_derivatives_equal_autograd(device):
             torch.testing.assert_close(found[0], found[1], rtol=error, atol=100 * error)
 
 
+def test_third_derivatives_equal_autograd(device):
+    """Of cubes; there is one of any order."""
+    boxes = random_boxes(6, device=device, dtype=torch.float64).requires_grad_()
+    height, width = 5.0, 6.0
+    limits = torch.tensor([width, height, width, height], device=device, dtype=torch.float64)
+    for ours, eager in (
+        (ops.box_area, lambda b: (b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1])),
+        (
+            lambda b: ops.box_convert(b, "xyxy", "cxcywh"),
+            lambda b: torch.cat([(b[:, :2] + b[:, 2:]) / 2, b[:, 2:] - b[:, :2]], 1),
+        ),
+        (
+            lambda b: ops.clip_boxes_to_image(b, (height, width)),
+            lambda b: b.clamp(min=0).minimum(limits),
+        ),
+    ):
+        found = []
+        for function in (ours, eager):
+            value = function(boxes).pow(3).sum()
+            for _ in range(3):
+                (grad,) = torch.autograd.grad(value, boxes, create_graph=True)
+                value = (grad * torch.arange(24, device=device).view(6, 4)).sum()
+            found.append(grad)
+        torch.testing.assert_close(*found, rtol=1e-9, atol=1e-6)
+        assert found[0].any()
+
+
 # --- registration ------------------------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ from pydet import ops
 from tests.conftest import needs_cuda
 from tests.ops.cases import CASES, OpCase
 from tests.ops.recording import record, weights_like, with_gradient
-from tests.ops.table import DOCUMENT, markdown
+from tests.ops.table import ANY_ORDER, DOCUMENT, markdown
 from tests.strategies import layouts
 
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -206,6 +206,25 @@ def test_second_derivative(case: OpCase, device: torch.device):
     many = sum(leaf.numel() for leaf in leaves) > 2000
     function = function_of_leaves(case, tensors)
     assert torch.autograd.gradgradcheck(function, leaves, fast_mode=many)
+
+
+@each_gradient
+def test_third_derivative(case: OpCase, device: torch.device):
+    """It is there, or asking for it raises: never is it left out in silence."""
+    tensors = with_gradient(case, case.tensors(3, torch.float64, device))
+    leaves = tuple(tensors[name] for name in case.gradients)
+    results = function_of_leaves(case, tensors)(*leaves)
+    for _ in range(2):
+        total = sum((result.pow(3) * weights_like(result)).sum() for result in results)
+        grads = torch.autograd.grad(total, leaves, create_graph=True, allow_unused=True)
+        results = [grad for grad in grads if grad is not None]
+    total = sum(result.pow(3).sum() for result in results)
+    if case.function in ANY_ORDER:
+        grads = torch.autograd.grad(total, leaves, allow_unused=True)
+        assert any(grad is not None and grad.any() for grad in grads)
+        return
+    with pytest.raises(NotImplementedError, match="derivative of this order is not implemented"):
+        torch.autograd.grad(total, leaves, allow_unused=True)
 
 
 @each_case
