@@ -2,217 +2,239 @@
 #include <algorithm>
 #include <vector>
 
+#include "common/channel_block.h"
 #include "common/isa.h"
+#include "common/lanes.h"
 #include "common/parallel_for.h"
 #include "roi_align/roi_align.h"
 #include "roi_align/roi_align_plan.h"
+#include "roi_align/roi_align_planar.h"
 
 namespace pydet {
 namespace cpu {
 namespace {
 
-// Channels of a task where each channel is a plane: their planes stay in the second-level cache
-// while the RoIs pass over them.
-constexpr int64_t kPlanes = 4;
 // RoIs a task.
-constexpr int64_t kPlanarRois = 64, kInterleavedRois = 4;
+constexpr int64_t kPlanarRois = 512, kInterleavedRois = 4;
 
-// [B, C, H, W]: first the sums over y, whole vectors of columns at a time, then those over x, in
-// whole vectors of rows of bins: in between, the vectors are transposed.
-template <class T>
-struct AlignPlanar {
-  using A = acc_t<T>;
-  using Vector = typename Lanes<A>::Vector;
-  static constexpr int64_t kLanes = Lanes<A>::kCount;
+// [B, H, W, C], or a block of channels of [B, C, H, W]: whole vectors of channels at a time. For
+// each row of bins first the sums over y, of each column that the RoI touches, then those over x.
+template <class A>
+struct AlignChannels {
+  // Elements between two rows and two columns of the map.
+  struct Strides {
+    int64_t y, x;
+  };
 
-  // Adds kRows rows of cells to `count` sums, or starts the sums with them.
-  template <int kRows>
-  static void add_rows(const RoiCell<A>* rows, const T* plane, int64_t width, bool start,
-                       int64_t count, A* sums) {
+  // Adds kRows rows of cells to the sums of the RoI's columns, or starts the sums with them. V is a
+  // vector of channels or, for the last few, one number.
+  template <class V, int kVectors, int kRows, class T>
+  static void add_rows(const PlannedRoi<A>& roi, const RoiCell<A>* rows, Strides strides,
+                       const T* map, bool start, A* sums) {
+    constexpr int64_t kLanes = sizeof(V) / sizeof(A);
     const T* cells[kRows];
     A weights[kRows];
     for (int i = 0; i < kRows; ++i) {
-      cells[i] = plane + rows[i].cell * width;
+      cells[i] = map + rows[i].cell * strides.y;
       weights[i] = rows[i].weight;
     }
-    int64_t x = 0;
-    for (; x + kLanes <= count; x += kLanes) {
-      Vector sum = {};
-      if (!start) __builtin_memcpy(&sum, sums + x, sizeof(sum));
-      for (int i = 0; i < kRows; ++i) {
-        Vector values;
-        Lanes<A>::load(cells[i] + x, &values);
-        sum += weights[i] * values;
+    for (const int64_t column : roi.columns) {
+      for (int v = 0; v < kVectors; ++v, sums += kLanes) {
+        V sum = {};
+        if (!start) Lanes<A>::load(sums, &sum);
+        for (int i = 0; i < kRows; ++i) {
+          V values;
+          Lanes<A>::load(cells[i] + column * strides.x + v * kLanes, &values);
+          sum += weights[i] * values;
+        }
+        Lanes<A>::store(sum, sums);
       }
-      __builtin_memcpy(sums + x, &sum, sizeof(sum));
-    }
-    for (; x < count; ++x) {
-      A sum = start ? A(0) : sums[x];
-      for (int i = 0; i < kRows; ++i) sum += weights[i] * load(cells[i] + x);
-      sums[x] = sum;
     }
   }
 
-  // sums[x] = sum over y of weight_y * cell[y, x], for `count` columns from `plane` on.
-  static void sum_rows(const RoiBin<A>& bin, const T* plane, int64_t width, int64_t count,
-                       A* sums) {
-    if (bin.empty()) std::fill(sums, sums + count, A(0));
+  template <class V, int kVectors, class T>
+  static void sum_rows(const PlannedRoi<A>& roi, const RoiBin<A>& bin, Strides strides,
+                       const T* map, A* sums) {
+    if (bin.empty())
+      std::fill_n(sums, roi.columns.size() * kVectors * (sizeof(V) / sizeof(A)), A(0));
     for (const RoiCell<A>* row = bin.first; row < bin.last;) {
       const bool start = row == bin.first;
       const int64_t left = bin.last - row;
       if (left >= 4) {
-        add_rows<4>(row, plane, width, start, count, sums);
+        add_rows<V, kVectors, 4>(roi, row, strides, map, start, sums);
         row += 4;
       } else if (left == 3) {
-        add_rows<3>(row, plane, width, start, count, sums);
+        add_rows<V, kVectors, 3>(roi, row, strides, map, start, sums);
         row += 3;
       } else if (left == 2) {
-        add_rows<2>(row, plane, width, start, count, sums);
+        add_rows<V, kVectors, 2>(roi, row, strides, map, start, sums);
         row += 2;
       } else {
-        add_rows<1>(row, plane, width, start, count, sums);
+        add_rows<V, kVectors, 1>(roi, row, strides, map, start, sums);
         row += 1;
       }
     }
   }
 
-  // One RoI, `channels` planes. `sums` has room for 2 kLanes rows of the RoI's columns, rounded up.
-  static void run(const PlannedRoi<A>* roi, int64_t pooled_height, int64_t pooled_width,
-                  int64_t height, int64_t width, int64_t channels, const T* planes, A* sums,
-                  T* out) {
-    // Whole vectors, as far as the row has them.
-    const int64_t stride = (roi->x_end - roi->x_begin + kLanes - 1) / kLanes * kLanes;
-    const int64_t begin = std::max<int64_t>(0, std::min(roi->x_begin, width - stride));
-    const int64_t count = std::min(stride, width - begin);
-    A* turned = sums + kLanes * stride;
-    for (int64_t c = 0; c < channels; ++c) {
-      const T* plane = planes + c * height * width + begin;
-      for (int64_t ph = 0; ph < pooled_height; ph += kLanes) {
-        const int64_t rows = std::min(kLanes, pooled_height - ph);
-        for (int64_t i = 0; i < rows; ++i)
-          sum_rows(roi->row(ph + i), plane, width, count, sums + i * stride);
-        for (int64_t x = 0; x < stride; x += kLanes)
-          Lanes<A>::transpose(sums + x, stride, turned + x * kLanes);
-        for (int64_t pw = 0; pw < pooled_width; ++pw) {
-          Vector sum = {};
-          for (const RoiCell<A>& x : roi->column(pw)) {
-            Vector values;
-            __builtin_memcpy(&values, turned + (x.cell - begin) * kLanes, sizeof(values));
-            sum += x.weight * values;
+  // The bins of one RoI, `stride` elements apart. `sums` has room for as many channels of each
+  // column that the RoI touches.
+  template <class V, int kVectors, class T, class Out>
+  static void align(const PlannedRoi<A>& roi, int64_t pooled_height, int64_t pooled_width,
+                    Strides strides, const T* map, A* sums, Out* out, int64_t stride) {
+    constexpr int64_t kLanes = sizeof(V) / sizeof(A);
+    const A share = A(1) / roi.count;
+    for (int64_t ph = 0; ph < pooled_height; ++ph) {
+      sum_rows<V, kVectors>(roi, roi.row(ph), strides, map, sums);
+      for (int64_t pw = 0; pw < pooled_width; ++pw, out += stride) {
+        V totals[kVectors] = {};
+        for (const RoiCell<A>& x : roi.column(pw)) {
+          for (int v = 0; v < kVectors; ++v) {
+            V sum;
+            Lanes<A>::load(sums + (x.slot * kVectors + v) * kLanes, &sum);
+            totals[v] += x.weight * sum;
           }
-          sum /= roi->count;
-          A bins[kLanes];
-          __builtin_memcpy(bins, &sum, sizeof(bins));
-          for (int64_t i = 0; i < rows; ++i) store(out + (ph + i) * pooled_width + pw, bins[i]);
         }
+        for (int v = 0; v < kVectors; ++v) Lanes<A>::store(totals[v] * share, out + v * kLanes);
       }
-      out += pooled_height * pooled_width;
     }
   }
 };
 
-// [B, H, W, C]: bin by bin, whole vectors of channels at a time.
 template <class T>
 struct AlignInterleaved {
   using A = acc_t<T>;
-  using Vector = typename Lanes<A>::Vector;
-
-  // kVectors vectors of channels of one bin.
-  template <int kVectors>
-  static void align_bin(const RoiBin<A>& row, const RoiBin<A>& column, int64_t width,
-                        int64_t channels, A count, const T* map, T* out) {
-    Vector total[kVectors] = {};
-    for (const RoiCell<A>& x : column) {
-      Vector sum[kVectors] = {};
-      for (const RoiCell<A>& y : row) {
-        const T* cell = map + (y.cell * width + x.cell) * channels;
-        for (int v = 0; v < kVectors; ++v) {
-          Vector values;
-          Lanes<A>::load(cell + v * Lanes<A>::kCount, &values);
-          sum[v] += y.weight * values;
-        }
-      }
-      for (int v = 0; v < kVectors; ++v) total[v] += x.weight * sum[v];
-    }
-    for (int v = 0; v < kVectors; ++v)
-      Lanes<A>::store(total[v] / count, out + v * Lanes<A>::kCount);
-  }
-
-  static void align_channel(const RoiBin<A>& row, const RoiBin<A>& column, int64_t width,
-                            int64_t channels, A count, const T* map, T* out) {
-    A total = 0;
-    for (const RoiCell<A>& x : column) {
-      A sum = 0;
-      for (const RoiCell<A>& y : row)
-        sum += y.weight * load(map + (y.cell * width + x.cell) * channels);
-      total += x.weight * sum;
-    }
-    store(out, total / count);
-  }
+  static constexpr int kMany = 8;
 
   static void run(const PlannedRoi<A>* roi, int64_t pooled_height, int64_t pooled_width,
-                  int64_t width, int64_t channels, const T* map, T* out) {
-    constexpr int64_t kMany = 4;
-    for (int64_t ph = 0; ph < pooled_height; ++ph) {
-      const RoiBin<A> row = roi->row(ph);
-      for (int64_t pw = 0; pw < pooled_width; ++pw, out += channels) {
-        const RoiBin<A> column = roi->column(pw);
-        int64_t c = 0;
-        for (; c + kMany * Lanes<A>::kCount <= channels; c += kMany * Lanes<A>::kCount)
-          align_bin<kMany>(row, column, width, channels, roi->count, map + c, out + c);
-        for (; c + Lanes<A>::kCount <= channels; c += Lanes<A>::kCount)
-          align_bin<1>(row, column, width, channels, roi->count, map + c, out + c);
-        for (; c < channels; ++c)
-          align_channel(row, column, width, channels, roi->count, map + c, out + c);
+                  int64_t width, int64_t channels, const T* map, A* sums, T* out) {
+    using Channels = AlignChannels<A>;
+    using Vector = typename Lanes<A>::Vector;
+    constexpr int64_t kLanes = Lanes<A>::kCount;
+    const typename Channels::Strides strides{width * channels, channels};
+    int64_t c = 0;
+    for (; c + kMany * kLanes <= channels; c += kMany * kLanes)
+      Channels::template align<Vector, kMany>(*roi, pooled_height, pooled_width, strides, map + c,
+                                              sums, out + c, channels);
+    for (; c + kLanes <= channels; c += kLanes)
+      Channels::template align<Vector, 1>(*roi, pooled_height, pooled_width, strides, map + c, sums,
+                                          out + c, channels);
+    for (; c < channels; ++c)
+      Channels::template align<A, 1>(*roi, pooled_height, pooled_width, strides, map + c, sums,
+                                     out + c, channels);
+  }
+};
+
+// A block of channels of one map [C, H, W], for some RoIs.
+template <class T>
+struct AlignTurned {
+  using A = acc_t<T>;
+
+  struct Workspace {
+    TurnedMap<T> map;
+    Scratch<A> sums, bins;
+  };
+
+  // `out` begins at the first of `lanes` channels; `size` elements are a RoI's.
+  static void run(const RoiAlignParams<A>* params, const RoiPlan<A>* plan, int64_t first,
+                  int64_t last, int64_t lanes, const T* planes, Workspace* work, T* out,
+                  int64_t size) {
+    using Channels = AlignChannels<A>;
+    using Block = ChannelBlock<A>;
+    constexpr int64_t kLine = 64 / sizeof(T);
+    const auto& level = params->levels[(*plan)[first].level];
+    const int64_t bins = params->pooled_height * params->pooled_width;
+    TurnedMap<T>& map = work->map;
+    map.reset(planes, level.height, level.width, lanes);
+    A* sums = work->sums.reserve(plan->most_columns() * Block::kChannels);
+    A* found = work->bins.reserve(bins * Block::kChannels);
+    const typename Channels::Strides strides{map.row_stride(), Block::kChannels};
+    int64_t windows = 0, opened = level.height;
+    for (int64_t i = first; i < last; ++i) {
+      const PlannedRoi<A>& roi = (*plan)[i];
+      opened = std::min(opened, roi.rows.front());
+      windows += static_cast<int64_t>(roi.rows.size()) * (roi.x_end() - roi.x_begin());
+    }
+    // Whole rows one after the other are read several times faster than windows.
+    const bool whole = 4 * windows >= level.height * level.width;
+    for (int64_t i = first; i < last; ++i) {
+      const PlannedRoi<A>& roi = (*plan)[i];
+      if (whole) {
+        for (; opened <= roi.rows.back(); ++opened) map.require(opened, 0, level.width);
+      } else {
+        for (const int64_t y : roi.rows) map.require(y, roi.x_begin(), roi.x_end());
       }
+      T* result = out + roi.index * size;
+      // The result's lines, for writing, while the cells are summed.
+      for (int64_t k = 0; k < lanes * bins; k += kLine) __builtin_prefetch(result + k, 1);
+      Channels::template align<typename Lanes<A>::Vector, 1>(
+          roi, params->pooled_height, params->pooled_width, strides, map.cells(), sums, found,
+          Block::kChannels);
+      Block::scatter(found, lanes, bins, result, bins);
     }
   }
 };
+
+template <class T>
+void fill_zeros(const RoiPlan<acc_t<T>>& plan, int64_t first, int64_t last, int64_t count, T* out,
+                int64_t size) {
+  for (int64_t i = first; i < last; ++i) std::fill_n(out + plan[i].index * size, count, T{});
+}
 
 template <class T>
 void align_planar(const RoiAlignParams<acc_t<T>>& params, const RoiPlan<acc_t<T>>& plan,
                   const RoiLevelData<const T>& features, T* out) {
   using A = acc_t<T>;
-  const int64_t bins = params.pooled_height * params.pooled_width;
-  const int64_t pieces = (plan.size() + kPlanarRois - 1) / kPlanarRois;
-  const int64_t blocks = (params.channels + kPlanes - 1) / kPlanes;
-  parallel_for(pieces * blocks, 1, [&](int64_t task, int64_t) {
-    std::vector<A> sums(2 * Lanes<A>::kCount * (plan.widest() + Lanes<A>::kCount));
-    const int64_t c = task / pieces * kPlanes, first = task % pieces * kPlanarRois;
-    const int64_t planes = std::min(kPlanes, params.channels - c);
-    for (int64_t i = first; i < std::min(first + kPlanarRois, plan.size()); ++i) {
-      const PlannedRoi<A>& roi = plan[i];
-      T* result = out + (roi.index * params.channels + c) * bins;
-      if (roi.image < 0) {
-        std::fill(result, result + planes * bins, T{});
-        continue;
-      }
-      const auto& level = params.levels[roi.level];
-      run_on_best_isa<AlignPlanar<T>>(
-          &roi, params.pooled_height, params.pooled_width, level.height, level.width, planes,
-          features.data[roi.level] + (roi.image * params.channels + c) * level.height * level.width,
-          sums.data(), result);
-    }
-  });
+  const int64_t bins = params.pooled_height * params.pooled_width, size = params.channels * bins;
+  const int64_t block = ChannelBlock<A>::kChannels;
+  const int64_t blocks = (params.channels + block - 1) / block;
+  const bool turned = can_turn(params);
+  const auto pieces = plan.pieces(kPlanarRois);
+  const int64_t num_pieces = static_cast<int64_t>(pieces.size());
+  // Tasks that read the same planes follow each other.
+  parallel_tasks<typename AlignTurned<T>::Workspace>(
+      num_pieces * blocks, [&](typename AlignTurned<T>::Workspace& work, int64_t task) {
+        const auto [first, last] = pieces[task % num_pieces];
+        const int64_t c = task / num_pieces * block, lanes = std::min(block, params.channels - c);
+        const PlannedRoi<A>& roi = plan[first];
+        T* result = out + c * bins;
+        if (roi.image < 0) return fill_zeros(plan, first, last, lanes * bins, result, size);
+        const auto& level = params.levels[roi.level];
+        const T* planes = features.data[roi.level] +
+                          (roi.image * params.channels + c) * level.height * level.width;
+        if (turned) {
+          run_on_best_isa<AlignTurned<T>>(&params, &plan, first, last, lanes, planes, &work, result,
+                                          size);
+          return;
+        }
+        A* sums = work.sums.reserve(2 * Lanes<A>::kCount * (plan.widest() + Lanes<A>::kCount));
+        for (int64_t i = first; i < last; ++i) {
+          run_on_best_isa<AlignPlanar<T>>(&plan[i], params.pooled_height, params.pooled_width,
+                                          level.height, level.width, lanes, planes, sums,
+                                          result + plan[i].index * size);
+        }
+      });
 }
 
 template <class T>
 void align_interleaved(const RoiAlignParams<acc_t<T>>& params, const RoiPlan<acc_t<T>>& plan,
                        const RoiLevelData<const T>& features, T* out) {
+  using A = acc_t<T>;
   const int64_t size = params.pooled_height * params.pooled_width * params.channels;
-  parallel_for(plan.size(), kInterleavedRois, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const PlannedRoi<acc_t<T>>& roi = plan[i];
-      T* result = out + roi.index * size;
+  const int64_t columns = AlignInterleaved<T>::kMany * Lanes<A>::kCount * plan.most_columns();
+  const int64_t tasks = (plan.size() + kInterleavedRois - 1) / kInterleavedRois;
+  parallel_tasks<Scratch<A>>(tasks, [&](Scratch<A>& sums, int64_t task) {
+    const int64_t first = task * kInterleavedRois;
+    for (int64_t i = first; i < std::min(first + kInterleavedRois, plan.size()); ++i) {
+      const PlannedRoi<A>& roi = plan[i];
       if (roi.image < 0) {
-        std::fill(result, result + size, T{});
+        fill_zeros(plan, i, i + 1, size, out, size);
         continue;
       }
       const auto& level = params.levels[roi.level];
       run_on_best_isa<AlignInterleaved<T>>(
           &roi, params.pooled_height, params.pooled_width, level.width, params.channels,
           features.data[roi.level] + roi.image * level.height * level.width * params.channels,
-          result);
+          sums.reserve(columns), out + roi.index * size);
     }
   });
 }

@@ -326,8 +326,9 @@ def test_the_deterministic_kernel_agrees_with_the_fast_one():
         assert torch.equal(grads[1], grads[2])
 
 
-def test_more_boxes_than_are_planned_at_a_time(device):
-    maps, rois = inputs(Random(0), 2100, channels=2)
+@pytest.mark.parametrize("channels", [2, 11])
+def test_more_boxes_than_are_planned_at_a_time(device, channels):
+    maps, rois = inputs(Random(0), 2100, channels=channels)
     x = maps.to(device).requires_grad_()
     rois = rois.to(device)
     result = ops.roi_align(x, rois, 2, 0.5, 2)
