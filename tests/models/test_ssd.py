@@ -196,11 +196,13 @@ def test_assignment_is_the_definition(anchors, boxes, seed, threshold):
         idxs, _ = matches_by_definition(
             anchors, boxes[b], threshold, threshold, False, ignored[b].tolist(), best_anchors=True
         )
-        for a, match in enumerate(idxs):
-            assert assigned.foreground[b, a] == (match >= 0)
-            assert assigned.labels[b, a] == (target["labels"][match] if match >= 0 else match)
-            wanted = target["boxes"][match] if match >= 0 else anchors_tensor[a]
-            assert torch.equal(assigned.boxes[b, a], wanted)
+        label_of = target["labels"].tolist()
+        assert assigned.foreground[b].tolist() == [match >= 0 for match in idxs]
+        assert assigned.labels[b].tolist() == [label_of[m] if m >= 0 else m for m in idxs]
+        wanted = [
+            boxes[b][m] if m >= 0 else anchor for m, anchor in zip(idxs, anchors, strict=True)
+        ]
+        assert assigned.boxes[b].tolist() == [list(box) for box in wanted]
 
 
 def test_each_object_has_its_best_default_box_and_an_image_without_objects_none():
