@@ -111,7 +111,7 @@ def plot(name: str, content: dict[str, Any], path: Path) -> None:
 
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "pydet"
-    matplotlib.rcParams["svg.fonttype"] = "none"  # letters, not their outlines: much smaller
+    matplotlib.rcParams["svg.fonttype"] = "none"
     from matplotlib import pyplot
 
     curves = series_of(content)
@@ -137,6 +137,7 @@ def plot(name: str, content: dict[str, Any], path: Path) -> None:
             )
         axis.set_title(title, fontsize=8)
         axis.tick_params(labelsize=7)
+        axis.minorticks_off()  # they are most of a file
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel("ms", fontsize=8)
     axes[0][0].legend(fontsize=7)
