@@ -171,11 +171,12 @@ class FasterRCNN(Detector):
             features = [self.backbone(images, last_level=4)[4]]
         else:
             features = [self.backbone(images)[4]]
-        objectness, box_deltas = self.rpn(features)
-        for proposer in self._proposer:
+        if self._proposer:
             with torch.no_grad():
-                other = proposer.to(images.device).predict(images)
+                other = self._proposer[0].to(images.device).predict(images)
             objectness, box_deltas = other.objectness, other.box_deltas
+        else:
+            objectness, box_deltas = self.rpn(features)
         sizes = [(x.shape[2], x.shape[3]) for x in features]
         height, width = images.shape[2:]
         dtype = torch.float64 if images.dtype == torch.float64 else torch.float32
