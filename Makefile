@@ -10,12 +10,13 @@ PYTEST_ARGS ?=
 DEMO_ARGS ?=
 
 python := $(VENV)/bin/python
+jobs := $(or $(MAX_JOBS),$(shell nproc))
 packages := $(VENV)/.packages
 built := $(VENV)/.built
 native := $(shell find csrc -type f)
 cpp := $(shell find csrc tests/cpp -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: help setup demo test lint lint-python lint-types lint-cpp lint-spelling format cpp-test cpp-sanitize kernel-resources bench clean
+.PHONY: help setup demo test lint lint-python lint-types lint-cpp lint-spelling format cpp-test cpp-sanitize emulated-test kernel-resources bench clean
 .DELETE_ON_ERROR:
 
 help:
@@ -24,6 +25,7 @@ help:
 	@echo "make format apply the formatters"
 	@echo "make cpp-test      the C++ tests, without Python and torch"
 	@echo "make cpp-sanitize  the same under the address, undefined-behaviour and thread sanitizers"
+	@echo "make emulated-test the tests of the ops on the CUDA kernels, which the CPU runs by emulation"
 	@echo "make kernel-resources  the CUDA kernels by nvcc: registers, shared memory, stack, spills"
 	@echo "make bench  every benchmark on this machine"
 	@echo "make clean  remove what was built"
@@ -76,16 +78,19 @@ format: $(packages)
 # compiles them.
 cpp-test:
 	cmake -S . -B $(BUILD) -DCMAKE_BUILD_TYPE=Release -DPYDET_CUDA=OFF
-	cmake --build $(BUILD) --parallel
+	cmake --build $(BUILD) --parallel $(jobs)
 	ctest --test-dir $(BUILD) --output-on-failure
 
 cpp-sanitize:
 	for sanitizers in address,undefined thread; do \
 	  folder=$(BUILD)-$$sanitizers && \
 	  cmake -S . -B $$folder -DPYDET_CUDA=OFF -DPYDET_SANITIZE=$$sanitizers && \
-	  cmake --build $$folder --parallel && \
+	  cmake --build $$folder --parallel $(jobs) && \
 	  ctest --test-dir $$folder --output-on-failure || exit 1; \
 	done
+
+emulated-test: $(packages)
+	$(python) tests/cpp/emulated_tests.py $(BUILD)-address,undefined $(PYTEST_ARGS)
 
 kernel-resources:
 	$(PYTHON) tests/cpp/kernel_resources.py

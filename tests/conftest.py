@@ -18,6 +18,8 @@ _common = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("dev", max_examples=50, **_common)
 settings.register_profile("ci", max_examples=500, derandomize=True, **_common)
 settings.register_profile("thorough", max_examples=20_000, **_common)
+# Each example runs all threads of its kernels one after the other (tests/cpp/emulated_tests.py).
+settings.register_profile("emulated", max_examples=10, derandomize=True, **_common)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
 
 needs_cuda = pytest.mark.skipif(

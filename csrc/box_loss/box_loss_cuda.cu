@@ -3,13 +3,13 @@
 
 #include "box_loss/box_loss.h"
 #include "common/launch.cuh"
+#include "common/loss_sum.cuh"
 
 namespace pydet {
 namespace cuda {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kWarp = 32;
+constexpr int kThreads = kLossThreads;
 
 // A box, read as one or two words of 128 bits at most: contiguous boxes are aligned to themselves.
 template <class T>
@@ -54,19 +54,6 @@ __device__ A result_of(const Dual<A>& x) {
   return x.tangent;
 }
 
-// The sum over the block, in a fixed order; only thread 0 has it.
-__device__ double block_sum(double value) {
-  __shared__ double parts[kThreads / kWarp];
-  for (int delta = kWarp / 2; delta > 0; delta /= 2) value += __shfl_down_sync(~0u, value, delta);
-  if (threadIdx.x % kWarp == 0) parts[threadIdx.x / kWarp] = value;
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    for (int warp = 1; warp < kThreads / kWarp; ++warp) value += parts[warp];
-  }
-  __syncthreads();
-  return value;
-}
-
 // A block takes a piece of pairs at a time: stores their losses, or the sum of them.
 template <class T, class Kind, bool kDual>
 __global__ void __launch_bounds__(kThreads)
@@ -93,15 +80,6 @@ __global__ void __launch_bounds__(kThreads)
       if (threadIdx.x == 0) partials[piece] = sum;
     }
   }
-}
-
-template <class A>
-__global__ void __launch_bounds__(kThreads)
-    box_loss_sum_kernel(int64_t pieces, double scale, const double* partials, A* total) {
-  double sum = 0;
-  for (int64_t piece = threadIdx.x; piece < pieces; piece += kThreads) sum += partials[piece];
-  sum = block_sum(sum);
-  if (threadIdx.x == 0) *total = static_cast<A>(pieces == 0 ? 0 : sum * scale);
 }
 
 template <class T, class Kind, bool kDual>
@@ -170,9 +148,9 @@ const char* box_loss_sum(const BoxLossArgs<T>& args, double* partials, acc_t<T>*
     launch_forward<T>(args, nullptr, partials, stream);
     if (const char* error = launch_error()) return error;
   }
-  launch(box_loss_sum_kernel<acc_t<T>>, 1, kThreads, 0, stream, box_loss_pieces(args.count),
-         args.scale, partials, sum);
-  return launch_error();
+  // Of no pairs the mean is 0 as well, whatever the scale is.
+  return add_partials(1, box_loss_pieces(args.count), args.count == 0 ? 0.0 : args.scale, partials,
+                      sum, stream);
 }
 
 template <class T>

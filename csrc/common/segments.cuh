@@ -47,7 +47,7 @@ struct Segments {
 };
 
 // 32 bits of the class (word 0 or 1), or the image (word 2).
-__global__ void __launch_bounds__(kSegmentThreads)
+inline __global__ void __launch_bounds__(kSegmentThreads)
     segment_key_kernel(int64_t total, int64_t num_boxes, int word, bool first, const int64_t* idxs,
                        int64_t* values, uint32_t* keys) {
   const int64_t stride = int64_t{gridDim.x} * kSegmentThreads;
@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(kSegmentThreads)
   }
 }
 
-__global__ void __launch_bounds__(kSegmentThreads) segment_begin_kernel(Segments segments) {
+inline __global__ void __launch_bounds__(kSegmentThreads) segment_begin_kernel(Segments segments) {
   const int64_t stride = int64_t{gridDim.x} * kSegmentThreads;
   for (int64_t i = int64_t{blockIdx.x} * kSegmentThreads + threadIdx.x; i < segments.total;
        i += stride) {

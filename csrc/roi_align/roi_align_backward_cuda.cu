@@ -9,49 +9,43 @@ namespace {
 // Scatters: the block and its items are those of the forward kernel, and each adds to the cells
 // that it was made from.
 template <class T>
-__global__ void __launch_bounds__(kRoiThreads)
-    roi_align_scatter_kernel(RoiAlignParams<acc_t<T>> params, const T* grad_out,
-                             RoiLevelData<acc_t<T>> grad_features) {
+__global__ void __launch_bounds__(kRoiThreads, kRoiBlocks<T>)
+    roi_align_scatter_kernel(const __grid_constant__ RoiAlignParams<acc_t<T>> params,
+                             const T* grad_out,
+                             const __grid_constant__ RoiLevelData<acc_t<T>> grad_features) {
   using A = acc_t<T>;
-  __shared__ KeptSample<A> kept_y[kKeptSamples], kept_x[kKeptSamples];
+  __shared__ BlockRoi<A> roi;
   const int64_t bins = params.pooled_height * params.pooled_width;
   const int64_t items = bins * params.channels;
   const int64_t pieces_a_roi = ceil_div<int64_t>(items, kRoiItems);
   for (int64_t piece = blockIdx.x; piece < params.num_rois * pieces_a_roi; piece += gridDim.x) {
     const int64_t r = piece / pieces_a_roi, first = piece % pieces_a_roi * kRoiItems;
     const int64_t last = min_of(first + kRoiItems, items);
-    const RoiPlace<A> place = roi_place(params, r);
-    if (place.image < 0) continue;
-    const auto& level = params.levels[place.level];
-    const RoiTangent<A> tangent_y = roi_tangent_y(params, r), tangent_x = roi_tangent_x(params, r);
-    keep_samples(place.y, level.height, tangent_y, kept_y);
-    keep_samples(place.x, level.width, tangent_x, kept_x);
-    __syncthreads();
-    const int64_t stride_x = params.channels_last ? params.channels : 1;
-    const int64_t stride_y = level.width * stride_x;
-    const int64_t stride_c = params.channels_last ? 1 : level.height * level.width;
+    place_roi(params, r, roi);
+    if (roi.place.image < 0) continue;  // all threads alike; nothing more is read of it
     for (int64_t item = first + threadIdx.x; item < last; item += kRoiThreads) {
       const int64_t bin = params.channels_last ? item / params.channels : item % bins;
       const int64_t c = params.channels_last ? item % params.channels : item / bins;
       const int64_t ph = bin / params.pooled_width, pw = bin % params.pooled_width;
-      A* map = grad_features.data[place.level] +
-               place.image * params.channels * level.height * level.width + c * stride_c;
-      const A grad = load(grad_out + r * items + item) / place.count;
-      const RoiSamples rows = roi_samples(place.y, ph, level.height);
-      const RoiSamples columns = roi_samples(place.x, pw, level.width);
+      A* map = grad_features.data[roi.place.level] + roi.image_start + c * roi.stride_c;
+      const A grad = load(grad_out + r * items + item) / roi.place.count;
+      const RoiSamples rows = roi_samples(roi.place.y, ph, roi.height);
+      const RoiSamples columns = roi_samples(roi.place.x, pw, roi.width);
       for (int64_t i = rows.begin; i < rows.end; ++i) {
-        const KeptSample<A> y = sample_of(place.y, ph, i, level.height, tangent_y, kept_y);
+        const KeptSample<A> y = sample_y(roi, ph, i);
         if (y.weight_low == A(0) && y.weight_high == A(0)) continue;
-        A *low = map + y.low * stride_y, *high = map + y.high * stride_y;
+        A *low = map + y.low * roi.stride_y, *high = map + y.high * roi.stride_y;
         const A grad_low = grad * y.weight_low, grad_high = grad * y.weight_high;
         for (int64_t j = columns.begin; j < columns.end; ++j) {
-          const KeptSample<A> x = sample_of(place.x, pw, j, level.width, tangent_x, kept_x);
+          const KeptSample<A> x = sample_x(roi, pw, j);
           if (x.weight_low == A(0) && x.weight_high == A(0)) continue;
-          atomicAdd(low + x.low * stride_x, grad_low * x.weight_low);
-          if (x.weight_high != A(0)) atomicAdd(low + x.high * stride_x, grad_low * x.weight_high);
+          atomicAdd(low + x.low * roi.stride_x, grad_low * x.weight_low);
+          if (x.weight_high != A(0))
+            atomicAdd(low + x.high * roi.stride_x, grad_low * x.weight_high);
           if (y.weight_high == A(0)) continue;
-          atomicAdd(high + x.low * stride_x, grad_high * x.weight_low);
-          if (x.weight_high != A(0)) atomicAdd(high + x.high * stride_x, grad_high * x.weight_high);
+          atomicAdd(high + x.low * roi.stride_x, grad_high * x.weight_low);
+          if (x.weight_high != A(0))
+            atomicAdd(high + x.high * roi.stride_x, grad_high * x.weight_high);
         }
       }
     }
@@ -159,9 +153,9 @@ __device__ void add_roi(const RoiAlignParams<acc_t<T>>& params, int64_t r, int64
 }
 
 template <class T, bool kChannelsLast>
-__global__ void __launch_bounds__(kRoiThreads)
-    roi_align_gather_kernel(RoiAlignParams<acc_t<T>> params, const T* grad_out, int level,
-                            acc_t<T>* grad_features) {
+__global__ void __launch_bounds__(kRoiThreads, kRoiBlocks<T>)
+    roi_align_gather_kernel(const __grid_constant__ RoiAlignParams<acc_t<T>> params,
+                            const T* grad_out, int level, acc_t<T>* grad_features) {
   using A = acc_t<T>;
   using Tile = GatherTile<kChannelsLast>;
   __shared__ int16_t found[kRoiThreads];

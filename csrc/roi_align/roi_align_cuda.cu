@@ -9,50 +9,39 @@ namespace {
 // A block computes kRoiItems outputs of one RoI; an item is kCount channels of a bin (1 in
 // [B, C, H, W]). Consecutive threads write consecutive memory: bins, or channels.
 template <class T, int kCount>
-__global__ void __launch_bounds__(kRoiThreads)
-    roi_align_kernel(RoiAlignParams<acc_t<T>> params, RoiLevelData<const T> features, T* out) {
+__global__ void __launch_bounds__(kRoiThreads, kRoiBlocks<T>)
+    roi_align_kernel(const __grid_constant__ RoiAlignParams<acc_t<T>> params,
+                     const __grid_constant__ RoiLevelData<const T> features, T* out) {
   using A = acc_t<T>;
   using Pack = ChannelPack<T, kCount>;
-  __shared__ KeptSample<A> kept_y[kKeptSamples], kept_x[kKeptSamples];
+  __shared__ BlockRoi<A> roi;
   const int64_t bins = params.pooled_height * params.pooled_width;
   const int64_t items = bins * params.channels / kCount, groups = params.channels / kCount;
   const int64_t pieces_a_roi = ceil_div<int64_t>(items, kRoiItems);
   for (int64_t piece = blockIdx.x; piece < params.num_rois * pieces_a_roi; piece += gridDim.x) {
     const int64_t r = piece / pieces_a_roi, first = piece % pieces_a_roi * kRoiItems;
     const int64_t last = min_of(first + kRoiItems, items);
-    const RoiPlace<A> place = roi_place(params, r);
-    const auto& level = params.levels[place.level < 0 ? 0 : place.level];
-    const RoiTangent<A> tangent_y = roi_tangent_y(params, r), tangent_x = roi_tangent_x(params, r);
-    if (place.image >= 0) {
-      keep_samples(place.y, level.height, tangent_y, kept_y);
-      keep_samples(place.x, level.width, tangent_x, kept_x);
-    }
-    __syncthreads();
-    // Distances of neighbouring cells and channels in elements.
-    const int64_t stride_x = params.channels_last ? params.channels : 1;
-    const int64_t stride_y = level.width * stride_x;
-    const int64_t stride_c = params.channels_last ? 1 : level.height * level.width;
+    place_roi(params, r, roi);
     for (int64_t item = first + threadIdx.x; item < last; item += kRoiThreads) {
       const int64_t bin = params.channels_last ? item / groups : item % bins;
       const int64_t c = params.channels_last ? item % groups * kCount : item / bins;
       A total[kCount] = {};
-      if (place.image >= 0) {
-        const T* map = features.data[place.level] +
-                       place.image * params.channels * level.height * level.width + c * stride_c;
+      if (roi.place.image >= 0) {
+        const T* map = features.data[roi.place.level] + roi.image_start + c * roi.stride_c;
         const int64_t ph = bin / params.pooled_width, pw = bin % params.pooled_width;
-        const RoiSamples rows = roi_samples(place.y, ph, level.height);
-        const RoiSamples columns = roi_samples(place.x, pw, level.width);
+        const RoiSamples rows = roi_samples(roi.place.y, ph, roi.height);
+        const RoiSamples columns = roi_samples(roi.place.x, pw, roi.width);
         for (int64_t i = rows.begin; i < rows.end; ++i) {
-          const KeptSample<A> y = sample_of(place.y, ph, i, level.height, tangent_y, kept_y);
+          const KeptSample<A> y = sample_y(roi, ph, i);
           if (y.weight_low == A(0) && y.weight_high == A(0)) continue;
-          const T *low = map + y.low * stride_y, *high = map + y.high * stride_y;
+          const T *low = map + y.low * roi.stride_y, *high = map + y.high * roi.stride_y;
           for (int64_t j = columns.begin; j < columns.end; ++j) {
-            const KeptSample<A> x = sample_of(place.x, pw, j, level.width, tangent_x, kept_x);
+            const KeptSample<A> x = sample_x(roi, pw, j);
             if (x.weight_low == A(0) && x.weight_high == A(0)) continue;
-            const Pack a = *reinterpret_cast<const Pack*>(low + x.low * stride_x);
-            const Pack b = *reinterpret_cast<const Pack*>(low + x.high * stride_x);
-            const Pack d = *reinterpret_cast<const Pack*>(high + x.low * stride_x);
-            const Pack e = *reinterpret_cast<const Pack*>(high + x.high * stride_x);
+            const Pack a = *reinterpret_cast<const Pack*>(low + x.low * roi.stride_x);
+            const Pack b = *reinterpret_cast<const Pack*>(low + x.high * roi.stride_x);
+            const Pack d = *reinterpret_cast<const Pack*>(high + x.low * roi.stride_x);
+            const Pack e = *reinterpret_cast<const Pack*>(high + x.high * roi.stride_x);
 #pragma unroll
             for (int k = 0; k < kCount; ++k) {
               const A upper =
@@ -66,7 +55,7 @@ __global__ void __launch_bounds__(kRoiThreads)
       }
       Pack result;
 #pragma unroll
-      for (int k = 0; k < kCount; ++k) store(result.values + k, total[k] / place.count);
+      for (int k = 0; k < kCount; ++k) store(result.values + k, total[k] / roi.place.count);
       *reinterpret_cast<Pack*>(out + (r * items + item) * kCount) = result;
     }
     __syncthreads();
@@ -76,9 +65,11 @@ __global__ void __launch_bounds__(kRoiThreads)
 // A block computes the gradient of one RoI's corners. The items of a thread are the same in both
 // layouts, and so are the bits.
 template <class T>
-__global__ void __launch_bounds__(kRoiThreads)
-    roi_align_boxes_backward_kernel(RoiAlignParams<acc_t<T>> params, const T* grad_out,
-                                    RoiLevelData<const T> features, acc_t<T>* grad_rois) {
+__global__ void __launch_bounds__(kRoiThreads, kRoiBlocks<T>)
+    roi_align_boxes_backward_kernel(const __grid_constant__ RoiAlignParams<acc_t<T>> params,
+                                    const T* grad_out,
+                                    const __grid_constant__ RoiLevelData<const T> features,
+                                    acc_t<T>* grad_rois) {
   using A = acc_t<T>;
   __shared__ A parts[4][kRoiThreads];
   const int64_t bins = params.pooled_height * params.pooled_width;

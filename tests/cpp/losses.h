@@ -12,6 +12,7 @@
 #include "check.h"
 #include "common/labels.h"
 #include "common/loss.h"
+#include "device.h"
 
 namespace losses {
 
@@ -91,6 +92,32 @@ std::vector<double> wanted_results(const LossCall<T>& call, const Formula& f) {
   return results;
 }
 
+// Runs a call on arrays of the device; the second of two devices is the GPU, or its emulation.
+template <class T, class OnCuda>
+const char* run_on_cuda(LossCall<T> call, const OnCuda& on_cuda) {
+  const auto inputs = device::in(call.inputs, call.count);
+  const auto targets = device::in(call.targets, call.count);
+  const auto labels =
+      device::in(call.labels, call.labels == nullptr ? 0 : call.count / call.num_classes);
+  const auto factor = device::in(call.factor, call.count);
+  const auto grad = device::in(call.grad, call.count);
+  const auto grad_sums = device::in(call.grad_sums, call.segments);
+  const auto result = device::out(call.result, call.count);
+  const auto sums = device::out(call.sums, call.segments);
+  const auto partials =
+      device::scratch(call.partials, pydet::loss_pieces(call.count, call.segments));
+  call.inputs = inputs.data();
+  call.targets = targets.data();
+  call.labels = labels.data();
+  call.factor = factor.data();
+  call.grad = grad.data();
+  call.grad_sums = grad_sums.data();
+  call.result = result.data();
+  call.sums = sums.data();
+  call.partials = partials.data();
+  return on_cuda(call);
+}
+
 // One derivative on both devices: element by element with all factors, and the sums.
 template <class T, class OnCpu, class OnCuda>
 void check_derivative(LossCall<T> call, const OnCpu& on_cpu, const OnCuda& on_cuda,
@@ -108,7 +135,7 @@ void check_derivative(LossCall<T> call, const OnCpu& on_cpu, const OnCuda& on_cu
       if (device == 0) {
         on_cpu(now);
       } else {
-        CHECK(on_cuda(now) == nullptr);
+        CHECK(run_on_cuda(now, on_cuda) == nullptr);
       }
     };
     std::vector<T> results(call.count);

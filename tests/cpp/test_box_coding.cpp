@@ -7,8 +7,12 @@
 
 #include "box_coding/box_coding.h"
 #include "check.h"
+#include "device.h"
 
 namespace {
+
+using device::in;
+using device::out;
 
 constexpr pydet::BoxCodingWeights kWeights{10, 10, 5, 5};
 
@@ -35,8 +39,8 @@ void test_round_trip(int64_t rows, int64_t num_anchors) {
   std::vector<double> deltas(boxes.size()), again(boxes.size()), cuda(boxes.size());
   pydet::cpu::encode_boxes(rows, num_anchors, boxes.data(), anchors.data(), kWeights,
                            deltas.data());
-  CHECK(pydet::cuda::encode_boxes(rows, num_anchors, boxes.data(), anchors.data(), kWeights,
-                                  cuda.data(), nullptr) == nullptr);
+  CHECK(pydet::cuda::encode_boxes(rows, num_anchors, in(boxes).data(), in(anchors).data(), kWeights,
+                                  out(cuda).data(), nullptr) == nullptr);
   CHECK(close(deltas, cuda, 1e-12));
   std::vector<double> sizes;
   for (int64_t b = 0; b < rows; ++b) sizes.insert(sizes.end(), {100.0 + b, 90.0 + b});
@@ -51,8 +55,9 @@ void test_round_trip(int64_t rows, int64_t num_anchors) {
     pydet::cpu::decode_boxes(rows, num_anchors, deltas.data(), anchors.data(), image_sizes, params,
                              again.data());
     CHECK(close(again, wanted, 1e-9));
-    CHECK(pydet::cuda::decode_boxes(rows, num_anchors, deltas.data(), anchors.data(), image_sizes,
-                                    params, cuda.data(), nullptr) == nullptr);
+    CHECK(pydet::cuda::decode_boxes(rows, num_anchors, in(deltas).data(), in(anchors).data(),
+                                    in(image_sizes, clip ? 2 * rows : 0).data(), params,
+                                    out(cuda).data(), nullptr) == nullptr);
     CHECK(close(cuda, again, 1e-12));
   }
 }
@@ -62,20 +67,20 @@ void test_gradient(int64_t rows, int64_t num_anchors) {
   std::vector<double> boxes = random_boxes(rows * num_anchors, 3);
   std::vector<double> anchors = random_boxes(num_anchors, 4);
   const std::vector<double> ones(boxes.size(), 1);
-  std::vector<double> out(boxes.size()), grad(boxes.size()), grad_anchors(anchors.size());
+  std::vector<double> results(boxes.size()), grad(boxes.size()), grad_anchors(anchors.size());
   std::vector<double> cuda_grad(grad), cuda_grad_anchors(grad_anchors);
   const pydet::DecodeParams params{kWeights, 0.05, true, 150, 150, 1};
   for (const bool decode : {false, true}) {
     const auto total = [&] {
       if (decode) {
         pydet::cpu::decode_boxes<double>(rows, num_anchors, boxes.data(), anchors.data(), nullptr,
-                                         params, out.data());
+                                         params, results.data());
       } else {
         pydet::cpu::encode_boxes(rows, num_anchors, boxes.data(), anchors.data(), kWeights,
-                                 out.data());
+                                 results.data());
       }
       double sum = 0;
-      for (double value : out) sum += value;
+      for (double value : results) sum += value;
       return sum;
     };
     if (decode) {
@@ -84,14 +89,14 @@ void test_gradient(int64_t rows, int64_t num_anchors) {
                                                 anchors.data(), nullptr, params, grad.data(),
                                                 grad_anchors.data());
       CHECK(pydet::cuda::decode_boxes_backward<double>(
-                rows, num_anchors, ones.data(), boxes.data(), anchors.data(), nullptr, params,
-                cuda_grad.data(), cuda_grad_anchors.data(), nullptr) == nullptr);
+                rows, num_anchors, in(ones).data(), in(boxes).data(), in(anchors).data(), nullptr,
+                params, out(cuda_grad).data(), out(cuda_grad_anchors).data(), nullptr) == nullptr);
     } else {
       pydet::cpu::encode_boxes_backward(rows, num_anchors, ones.data(), boxes.data(),
                                         anchors.data(), kWeights, grad.data(), grad_anchors.data());
-      CHECK(pydet::cuda::encode_boxes_backward(rows, num_anchors, ones.data(), boxes.data(),
-                                               anchors.data(), kWeights, cuda_grad.data(),
-                                               cuda_grad_anchors.data(), nullptr) == nullptr);
+      CHECK(pydet::cuda::encode_boxes_backward(rows, num_anchors, in(ones).data(), in(boxes).data(),
+                                               in(anchors).data(), kWeights, out(cuda_grad).data(),
+                                               out(cuda_grad_anchors).data(), nullptr) == nullptr);
     }
     CHECK(close(grad, cuda_grad, 1e-9));
     CHECK(close(grad_anchors, cuda_grad_anchors, 1e-9));
@@ -130,15 +135,17 @@ void test_second_derivative(int64_t rows, int64_t num_anchors) {
                                            boxes.data(), anchors.data(), kWeights, found[1].data(),
                                            found[2].data());
   CHECK(pydet::cuda::encode_boxes_double_backward(
-            rows, num_anchors, second(&found[3]), grad.data(), boxes.data(), anchors.data(),
-            kWeights, found[4].data(), found[5].data(), nullptr) == nullptr);
+            rows, num_anchors, {in(v).data(), in(v_anchors).data(), out(found[3]).data()},
+            in(grad).data(), in(boxes).data(), in(anchors).data(), kWeights, out(found[4]).data(),
+            out(found[5]).data(), nullptr) == nullptr);
   for (int i = 0; i < 3; ++i) CHECK(close(found[i], found[i + 3], 1e-6));
   pydet::cpu::decode_boxes_double_backward<double>(
       rows, num_anchors, second(&found[0]), grad.data(), deltas.data(), anchors.data(), nullptr,
       params, found[1].data(), found[2].data());
   CHECK(pydet::cuda::decode_boxes_double_backward<double>(
-            rows, num_anchors, second(&found[3]), grad.data(), deltas.data(), anchors.data(),
-            nullptr, params, found[4].data(), found[5].data(), nullptr) == nullptr);
+            rows, num_anchors, {in(v).data(), in(v_anchors).data(), out(found[3]).data()},
+            in(grad).data(), in(deltas).data(), in(anchors).data(), nullptr, params,
+            out(found[4]).data(), out(found[5]).data(), nullptr) == nullptr);
   for (int i = 0; i < 3; ++i) CHECK(close(found[i], found[i + 3], 1e-6));
 }
 

@@ -7,8 +7,12 @@
 
 #include "box_iou/box_iou.h"
 #include "check.h"
+#include "device.h"
 
 namespace {
+
+using device::in;
+using device::out;
 
 using pydet::Overlap;
 
@@ -71,13 +75,15 @@ void test_sizes(Overlap overlap, int64_t batch, int64_t n, int64_t m) {
     }
   }
   // The CUDA kernels give the same bits; their gradients add up in another order.
-  CHECK(pydet::cuda::box_iou(args, a.data(), b.data(), cuda_iou.data(), nullptr) == nullptr);
+  CHECK(pydet::cuda::box_iou(args, in(a).data(), in(b).data(), out(cuda_iou).data(), nullptr) ==
+        nullptr);
   CHECK(cuda_iou == iou);
 
   std::vector<float> grad_a(a.size()), grad_b(b.size()), cuda_grad_a(grad_a), cuda_grad_b(grad_b);
   pydet::cpu::box_iou_backward(args, grad.data(), a.data(), b.data(), grad_a.data(), grad_b.data());
-  CHECK(pydet::cuda::box_iou_backward(args, grad.data(), a.data(), b.data(), cuda_grad_a.data(),
-                                      cuda_grad_b.data(), nullptr) == nullptr);
+  CHECK(pydet::cuda::box_iou_backward(args, in(grad).data(), in(a).data(), in(b).data(),
+                                      out(cuda_grad_a).data(), out(cuda_grad_b).data(),
+                                      nullptr) == nullptr);
   check_close(cuda_grad_a, grad_a);
   check_close(cuda_grad_b, grad_b);
   // Moving all boxes by one vector changes no overlap: the gradients along x add up to nothing.
@@ -90,9 +96,10 @@ void test_sizes(Overlap overlap, int64_t batch, int64_t n, int64_t m) {
   const std::vector<float> v1 = random_boxes(batch * n, 3), v2 = random_boxes(batch * m, 4);
   pydet::cpu::box_iou_double_backward(args, {v1.data(), v2.data(), second.data()}, grad.data(),
                                       a.data(), b.data(), grad_a.data(), grad_b.data());
-  CHECK(pydet::cuda::box_iou_double_backward(args, {v1.data(), v2.data(), cuda_second.data()},
-                                             grad.data(), a.data(), b.data(), cuda_grad_a.data(),
-                                             cuda_grad_b.data(), nullptr) == nullptr);
+  CHECK(pydet::cuda::box_iou_double_backward(
+            args, {in(v1).data(), in(v2).data(), out(cuda_second).data()}, in(grad).data(),
+            in(a).data(), in(b).data(), out(cuda_grad_a).data(), out(cuda_grad_b).data(),
+            nullptr) == nullptr);
   check_close(cuda_second, second);
   check_close(cuda_grad_a, grad_a);
   check_close(cuda_grad_b, grad_b);

@@ -8,8 +8,13 @@
 
 #include "box_loss/box_loss.h"
 #include "check.h"
+#include "device.h"
 
 namespace {
+
+using device::in;
+using device::out;
+using device::scratch;
 
 using pydet::BoxLossArgs;
 using pydet::Overlap;
@@ -60,7 +65,11 @@ void test_size(Overlap overlap, int64_t count, bool along_v) {
                                 along_v ? v2.data() : nullptr};
   std::vector<float> loss(count), cuda_loss(count);
   pydet::cpu::box_loss(args, loss.data());
-  CHECK(pydet::cuda::box_loss(args, cuda_loss.data(), nullptr) == nullptr);
+  const auto gpu_a = in(a.data(), 4 * count), gpu_b = in(b.data(), 4 * count);
+  const auto gpu_v1 = in(args.v1, 4 * count), gpu_v2 = in(args.v2, 4 * count);
+  const BoxLossArgs<float> on_gpu{overlap,      count,        1e-3,          0.5,
+                                  gpu_a.data(), gpu_b.data(), gpu_v1.data(), gpu_v2.data()};
+  CHECK(pydet::cuda::box_loss(on_gpu, out(cuda_loss).data(), nullptr) == nullptr);
   check_close(cuda_loss.data(), loss.data(), count);
 
   std::vector<double> partials(pydet::box_loss_pieces(count));
@@ -68,7 +77,8 @@ void test_size(Overlap overlap, int64_t count, bool along_v) {
   double wanted = 0;
   for (float x : loss) wanted += 0.5 * x;
   pydet::cpu::box_loss_sum(args, partials.data(), &sum);
-  CHECK(pydet::cuda::box_loss_sum(args, partials.data(), &cuda_sum, nullptr) == nullptr);
+  CHECK(pydet::cuda::box_loss_sum(on_gpu, scratch(partials).data(), out(&cuda_sum, 1).data(),
+                                  nullptr) == nullptr);
   CHECK(std::abs(sum - wanted) <= 1e-5 * (1 + std::abs(wanted)));
   CHECK(std::abs(cuda_sum - wanted) <= 1e-5 * (1 + std::abs(wanted)));
 
@@ -76,8 +86,9 @@ void test_size(Overlap overlap, int64_t count, bool along_v) {
   for (bool of_sum : {false, true}) {
     Boxes grad_a(count), grad_b(count), cuda_grad_a(count), cuda_grad_b(count);
     pydet::cpu::box_loss_backward(args, of_sum, grad.data(), grad_a.data(), grad_b.data());
-    CHECK(pydet::cuda::box_loss_backward(args, of_sum, grad.data(), cuda_grad_a.data(),
-                                         cuda_grad_b.data(), nullptr) == nullptr);
+    CHECK(pydet::cuda::box_loss_backward(
+              on_gpu, of_sum, in(grad).data(), out(cuda_grad_a.data(), 4 * count).data(),
+              out(cuda_grad_b.data(), 4 * count).data(), nullptr) == nullptr);
     check_close(cuda_grad_a.data(), grad_a.data(), 4 * count);
     check_close(cuda_grad_b.data(), grad_b.data(), 4 * count);
     for (int64_t i = 0; i < count; ++i) {

@@ -6,6 +6,7 @@
 
 #include "boxes/boxes.h"
 #include "check.h"
+#include "device.h"
 
 namespace {
 
@@ -31,9 +32,11 @@ void run_both(int64_t count, const Operation& operation, std::vector<Out>& out, 
   pydet::cpu::for_each_box(count, operation);
   const std::vector<Out> on_cpu = out;
   for (const Out& value : on_cpu) CHECK(value != unset);
+#if !defined(PYDET_ON_GPU)  // the operation has pointers to the host's memory
   out.assign(out.size(), unset);
   CHECK(pydet::cuda::for_each_box(count, operation, nullptr) == nullptr);
   CHECK(out == on_cpu);
+#endif
 }
 
 void test_count(int64_t count) {
@@ -92,8 +95,8 @@ void test_masks() {
   std::vector<float> boxes(4 * count, -1), cuda_boxes(boxes);
   pydet::cpu::masks_to_boxes(count, height, width, masks.data(), boxes.data());
   CHECK(boxes == wanted);
-  CHECK(pydet::cuda::masks_to_boxes(count, height, width, masks.data(), cuda_boxes.data(),
-                                    nullptr) == nullptr);
+  CHECK(pydet::cuda::masks_to_boxes(count, height, width, device::in(masks).data(),
+                                    device::out(cuda_boxes).data(), nullptr) == nullptr);
   CHECK(cuda_boxes == wanted);
 }
 

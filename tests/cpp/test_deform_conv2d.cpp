@@ -7,8 +7,12 @@
 
 #include "check.h"
 #include "deform_conv2d/deform_conv2d.h"
+#include "device.h"
 
 namespace {
+
+using device::in;
+using device::out;
 
 struct Random {
   uint32_t state;
@@ -68,7 +72,12 @@ void test_size(int64_t height, int64_t width, int64_t groups, bool masked) {
                                            masked ? mask.data() : nullptr};
     std::vector<float> columns(kChannels * kTaps * 15, -9), cuda_columns(columns);
     pydet::cpu::deform_im2col(p, columns.data());
-    CHECK(pydet::cuda::deform_im2col(p, cuda_columns.data(), nullptr) == nullptr);
+    const auto gpu_input = in(input), gpu_offset = in(offset), gpu_mask = in(mask);
+    pydet::DeformConvParams<float> on_gpu = p;
+    on_gpu.input = gpu_input.data();
+    on_gpu.offset = gpu_offset.data();
+    on_gpu.mask = masked ? gpu_mask.data() : nullptr;
+    CHECK(pydet::cuda::deform_im2col(on_gpu, out(cuda_columns).data(), nullptr) == nullptr);
     CHECK(close(columns, cuda_columns));
     const std::vector<float> grad = eighths(static_cast<int64_t>(columns.size()), 4, 1);
     std::vector<float> to_input(input.size(), 0);
@@ -77,17 +86,20 @@ void test_size(int64_t height, int64_t width, int64_t groups, bool masked) {
     CHECK(std::abs(dot(columns, grad) - dot(input, to_input)) < 1e-2);
     for (bool deterministic : {false, true}) {
       std::vector<float> cuda_to_input(input.size(), 0);
-      CHECK(pydet::cuda::deform_col2im(p, grad.data(), deterministic, cuda_to_input.data(),
-                                       nullptr) == nullptr);
+      CHECK(pydet::cuda::deform_col2im(on_gpu, in(grad).data(), deterministic,
+                                       out(cuda_to_input).data(), nullptr) == nullptr);
       CHECK(close(to_input, cuda_to_input));
     }
     std::vector<float> to_offset(offset.size(), 0), to_mask(mask.size(), 0);
     std::vector<float> cuda_to_offset(to_offset), cuda_to_mask(to_mask);
     pydet::cpu::deform_col2points(p, grad.data(), to_offset.data(),
                                   masked ? to_mask.data() : nullptr);
-    CHECK(pydet::cuda::deform_col2points(p, grad.data(), cuda_to_offset.data(),
-                                         masked ? cuda_to_mask.data() : nullptr,
-                                         nullptr) == nullptr);
+    {
+      const auto gpu_to_mask = out(cuda_to_mask);
+      CHECK(pydet::cuda::deform_col2points(on_gpu, in(grad).data(), out(cuda_to_offset).data(),
+                                           masked ? gpu_to_mask.data() : nullptr,
+                                           nullptr) == nullptr);
+    }
     CHECK(close(to_offset, cuda_to_offset) && close(to_mask, cuda_to_mask));
     // Linear in the mask, too; positions of other chunks are not touched.
     if (masked) CHECK(std::abs(dot(columns, grad) - dot(mask, to_mask)) < 1e-2);

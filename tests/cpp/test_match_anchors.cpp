@@ -11,9 +11,14 @@
 
 #include "check.h"
 #include "common/matching.h"
+#include "device.h"
 #include "match_anchors/match_anchors.h"
 
 namespace {
+
+using device::in;
+using device::out;
+using device::scratch;
 
 template <class T>
 std::vector<T> random_boxes(int64_t count, uint32_t seed) {
@@ -111,11 +116,11 @@ void test(int64_t num_anchors, const std::vector<int64_t>& offsets, int rules, b
   CHECK(cpu.idxs == wanted.idxs);
   CHECK(cpu.ious == wanted.ious);
   const int64_t bytes = pydet::cuda::match_anchors_workspace_bytes(num_gt, params);
-  const std::vector<double> workspace(bytes / sizeof(double), 99);
-  CHECK(pydet::cuda::match_anchors(num_images, num_anchors, num_gt, anchors.data(), gt.data(),
-                                   ignored.get(), offsets.data(), params,
-                                   const_cast<double*>(workspace.data()), cuda.idxs.data(),
-                                   cuda.ious.data(), nullptr) == nullptr);
+  std::vector<double> workspace(bytes / sizeof(double), 99);
+  CHECK(pydet::cuda::match_anchors(
+            num_images, num_anchors, num_gt, in(anchors).data(), in(gt).data(),
+            in(ignored.get(), num_gt).data(), in(offsets).data(), params, scratch(workspace).data(),
+            out(cuda.idxs).data(), out(cuda.ious).data(), nullptr) == nullptr);
   CHECK(cuda.idxs == wanted.idxs);
   CHECK(cuda.ious == wanted.ious);
 }
@@ -131,8 +136,9 @@ void test_offsets() {
     std::vector<double> workspace(18);
     pydet::cpu::match_anchors(1, 9, 9, boxes.data(), boxes.data(), nullptr, offsets.data(), params,
                               cpu.idxs.data(), cpu.ious.data());
-    CHECK(pydet::cuda::match_anchors(1, 9, 9, boxes.data(), boxes.data(), nullptr, offsets.data(),
-                                     params, workspace.data(), cuda.idxs.data(), cuda.ious.data(),
+    CHECK(pydet::cuda::match_anchors(1, 9, 9, in(boxes).data(), in(boxes).data(), nullptr,
+                                     in(offsets).data(), params, scratch(workspace).data(),
+                                     out(cuda.idxs).data(), out(cuda.ious).data(),
                                      nullptr) == nullptr);
     CHECK(cuda.idxs == cpu.idxs);
   }

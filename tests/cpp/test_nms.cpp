@@ -8,9 +8,14 @@
 
 #include "check.h"
 #include "common/suppression.h"
+#include "device.h"
 #include "nms/nms.h"
 
 namespace {
+
+using device::in;
+using device::out;
+using device::scratch;
 
 struct Case {
   std::vector<float> boxes, scores;
@@ -116,8 +121,9 @@ void test_cuda(int64_t batch, int64_t n, int64_t max_output, uint32_t size, bool
   CHECK(pydet::cuda::nms_workspace_bytes(params, &bytes) == nullptr);
   // Nothing may depend on what the workspace holds before.
   std::vector<uint64_t> workspace((bytes + 7) / 8, 0xa5a5a5a5a5a5a5a5u);
-  CHECK(pydet::cuda::nms(params, boxes.data(), scores.data(), idxs, cuda_keep.data(),
-                         cuda_counts.data(), workspace.data(), nullptr) == nullptr);
+  CHECK(pydet::cuda::nms(params, in(boxes).data(), in(scores).data(), in(idxs, batch * n).data(),
+                         out(cuda_keep).data(), out(cuda_counts).data(), scratch(workspace).data(),
+                         nullptr) == nullptr);
   CHECK(cuda_keep == keep);
   CHECK(cuda_counts == counts);
 }

@@ -6,9 +6,13 @@
 #include <vector>
 
 #include "check.h"
+#include "device.h"
 #include "ps_roi/ps_roi.h"
 
 namespace {
+
+using device::in;
+using device::out;
 
 struct Random {
   uint32_t state;
@@ -46,19 +50,23 @@ void test_size(int64_t channels, int64_t height, int64_t width, int64_t ratio, b
       align, last,         0.25f,  rois.data()};
   const int64_t map_size = p.batch * p.channels * height * width;
   Random random{3};
-  std::vector<float> map(map_size), out(p.num_rois * p.channels, -9), cuda_out(out);
+  std::vector<float> map(map_size), pooled_out(p.num_rois * p.channels, -9), cuda_out(pooled_out);
   for (float& cell : map) cell = random.below(8) - 4;
-  std::vector<float> grad_out(out.size()), grad(map_size, -9), cuda_grad(map_size, -9);
+  std::vector<float> grad_out(pooled_out.size()), grad(map_size, -9), cuda_grad(map_size, -9);
   for (float& cell : grad_out) cell = random.below(8) - 4;
-  pydet::cpu::ps_roi(p, map.data(), out.data());
-  CHECK(pydet::cuda::ps_roi(p, map.data(), cuda_out.data(), nullptr) == nullptr);
-  CHECK(close(out, cuda_out));
+  pydet::cpu::ps_roi(p, map.data(), pooled_out.data());
+  const auto gpu_rois = in(rois);
+  pydet::PsRoiParams<float> on_gpu = p;
+  on_gpu.rois = gpu_rois.data();
+  CHECK(pydet::cuda::ps_roi(on_gpu, in(map).data(), out(cuda_out).data(), nullptr) == nullptr);
+  CHECK(close(pooled_out, cuda_out));
   pydet::cpu::ps_roi_backward(p, grad_out.data(), grad.data());
-  CHECK(pydet::cuda::ps_roi_backward(p, grad_out.data(), cuda_grad.data(), nullptr) == nullptr);
+  CHECK(pydet::cuda::ps_roi_backward(on_gpu, in(grad_out).data(), out(cuda_grad).data(), nullptr) ==
+        nullptr);
   CHECK(close(grad, cuda_grad));
   // Both are linear, one the transpose of the other.
   double forward = 0, backward = 0;
-  for (size_t i = 0; i < out.size(); ++i) forward += double{out[i]} * grad_out[i];
+  for (size_t i = 0; i < pooled_out.size(); ++i) forward += double{pooled_out[i]} * grad_out[i];
   for (int64_t i = 0; i < map_size; ++i) backward += double{map[i]} * grad[i];
   CHECK(std::abs(forward - backward) < 1e-4 * (1 + std::abs(forward)));
 }

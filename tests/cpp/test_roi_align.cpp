@@ -6,9 +6,13 @@
 #include <vector>
 
 #include "check.h"
+#include "device.h"
 #include "roi_align/roi_align.h"
 
 namespace {
+
+using device::in;
+using device::out;
 
 using Params = pydet::RoiAlignParams<float>;
 
@@ -87,21 +91,29 @@ double dot(const std::vector<float>& a, const std::vector<float>& b) {
 
 void test_call(const Call& call) {
   const Params& params = call.params;
-  std::vector<float> out(call.grad_out.size(), 7), cuda_out(out);
-  pydet::cpu::roi_align(params, call.features(), out.data());
-  CHECK(pydet::cuda::roi_align(params, call.features(), cuda_out.data(), nullptr) == nullptr);
-  CHECK(near(out, cuda_out));
+  std::vector<float> pooled(call.grad_out.size(), 7), cuda_out(pooled);
+  pydet::cpu::roi_align(params, call.features(), pooled.data());
+  const auto rois = in(call.rois), tangents = in(call.tangents);
+  const auto fine = in(call.maps[0]), coarse = in(call.maps[1]);
+  Params on_gpu = params;
+  on_gpu.rois = rois.data();
+  on_gpu.tangents = tangents.data();
+  const pydet::RoiLevelData<const float> features{{fine.data(), coarse.data()}};
+  CHECK(pydet::cuda::roi_align(on_gpu, features, out(cuda_out).data(), nullptr) == nullptr);
+  CHECK(near(pooled, cuda_out));
 
   // On the CPU, on CUDA by atomics, on CUDA cell by cell; each overwrites what was there.
   std::vector<float> grads[3][2];
   for (int i = 0; i < 3; ++i) {
     for (int level = 0; level < 2; ++level) grads[i][level].assign(call.maps[level].size(), 7);
-    const pydet::RoiLevelData<float> data{{grads[i][0].data(), grads[i][1].data()}};
     if (i == 0) {
+      const pydet::RoiLevelData<float> data{{grads[i][0].data(), grads[i][1].data()}};
       pydet::cpu::roi_align_backward(params, call.grad_out.data(), data);
     } else {
-      CHECK(pydet::cuda::roi_align_backward(params, call.grad_out.data(), data, i == 2, nullptr) ==
-            nullptr);
+      const auto first = out(grads[i][0]), second = out(grads[i][1]);
+      const pydet::RoiLevelData<float> data{{first.data(), second.data()}};
+      CHECK(pydet::cuda::roi_align_backward(on_gpu, in(call.grad_out).data(), data, i == 2,
+                                            nullptr) == nullptr);
     }
   }
   for (int level = 0; level < 2; ++level) {
@@ -109,15 +121,15 @@ void test_call(const Call& call) {
     CHECK(near(grads[2][level], grads[0][level]));
   }
   // The backward is the transpose of the forward: <grad_out, out> = <grad_features, features>.
-  const double forward = dot(call.grad_out, out);
+  const double forward = dot(call.grad_out, pooled);
   const double backward = dot(grads[0][0], call.maps[0]) + dot(grads[0][1], call.maps[1]);
   CHECK(std::abs(forward - backward) <= 1e-3 * (1 + std::abs(forward)));
 
   std::vector<float> grad_rois(5 * params.num_rois, 7), cuda_grad_rois(grad_rois);
   pydet::cpu::roi_align_boxes_backward(params, call.grad_out.data(), call.features(),
                                        grad_rois.data());
-  CHECK(pydet::cuda::roi_align_boxes_backward(params, call.grad_out.data(), call.features(),
-                                              cuda_grad_rois.data(), nullptr) == nullptr);
+  CHECK(pydet::cuda::roi_align_boxes_backward(on_gpu, in(call.grad_out).data(), features,
+                                              out(cuda_grad_rois).data(), nullptr) == nullptr);
   CHECK(near(cuda_grad_rois, grad_rois));
 }
 

@@ -6,9 +6,14 @@
 #include <vector>
 
 #include "check.h"
+#include "device.h"
 #include "roi_pool/roi_pool.h"
 
 namespace {
+
+using device::in;
+using device::out;
+using device::scratch;
 
 using Params = pydet::RoiPoolParams<float>;
 
@@ -74,11 +79,12 @@ void test_size(int64_t channels, int64_t height, int64_t width, int64_t pooled, 
   const int64_t map_size = 2 * channels * height * width, bins = pooled * pooled;
   const std::vector<float> map = random_map(map_size, 3);
   const std::vector<float> values = random_map(map_size, 5);
-  std::vector<float> out(p.num_rois * channels * bins, -9), cuda_out(out), wanted(out);
-  std::vector<float> gathered(out), cuda_gathered(out);
-  std::vector<float> grad_out(out.size()), grad(map_size, -9), wanted_grad(map_size, 0);
+  std::vector<float> pooled_out(p.num_rois * channels * bins, -9), cuda_out(pooled_out),
+      wanted(pooled_out);
+  std::vector<float> gathered(pooled_out), cuda_gathered(pooled_out);
+  std::vector<float> grad_out(pooled_out.size()), grad(map_size, -9), wanted_grad(map_size, 0);
   for (size_t i = 0; i < grad_out.size(); ++i) grad_out[i] = static_cast<float>(i % 7) - 3;
-  pydet::cpu::roi_pool(p, map.data(), out.data());
+  pydet::cpu::roi_pool(p, map.data(), pooled_out.data());
   pydet::cpu::roi_pool_gather(p, map.data(), values.data(), gathered.data());
   pydet::cpu::roi_pool_backward(p, map.data(), grad_out.data(), grad.data());
   for (int64_t r = 0; r < p.num_rois; ++r) {
@@ -97,22 +103,26 @@ void test_size(int64_t channels, int64_t height, int64_t width, int64_t pooled, 
       }
     }
   }
-  CHECK(same(out, wanted));
+  CHECK(same(pooled_out, wanted));
   CHECK(same(grad, wanted_grad));  // small integers: no order of additions rounds
   // The CUDA kernels: the same, by both ways of adding up.
-  CHECK(pydet::cuda::roi_pool(p, map.data(), cuda_out.data(), nullptr) == nullptr);
+  const auto gpu_rois = in(rois);
+  Params on_gpu = p;
+  on_gpu.rois = gpu_rois.data();
+  CHECK(pydet::cuda::roi_pool(on_gpu, in(map).data(), out(cuda_out).data(), nullptr) == nullptr);
   CHECK(same(cuda_out, wanted));
-  CHECK(pydet::cuda::roi_pool_gather(p, map.data(), values.data(), cuda_gathered.data(), nullptr) ==
-        nullptr);
+  CHECK(pydet::cuda::roi_pool_gather(on_gpu, in(map).data(), in(values).data(),
+                                     out(cuda_gathered).data(), nullptr) == nullptr);
   for (size_t i = 0; i < gathered.size(); ++i) {
     CHECK(cuda_gathered[i] == gathered[i] || gathered[i] != gathered[i]);
   }
   for (bool deterministic : {false, true}) {
     std::vector<int32_t> workspace(grad_out.size());
+    const auto gpu_workspace = scratch(workspace);
     std::vector<float> cuda_grad(map_size, -9);
-    CHECK(pydet::cuda::roi_pool_backward(p, map.data(), grad_out.data(),
-                                         deterministic ? workspace.data() : nullptr,
-                                         cuda_grad.data(), nullptr) == nullptr);
+    CHECK(pydet::cuda::roi_pool_backward(on_gpu, in(map).data(), in(grad_out).data(),
+                                         deterministic ? gpu_workspace.data() : nullptr,
+                                         out(cuda_grad).data(), nullptr) == nullptr);
     CHECK(same(cuda_grad, wanted_grad));
   }
 }

@@ -9,9 +9,14 @@
 #include "check.h"
 #include "common/decay.h"
 #include "common/suppression.h"
+#include "device.h"
 #include "soft_nms/soft_nms.h"
 
 namespace {
+
+using device::in;
+using device::out;
+using device::scratch;
 
 using pydet::Decay;
 using pydet::SoftNmsParams;
@@ -118,9 +123,10 @@ void test_cuda(int64_t batch, int64_t n, int64_t max_output, uint32_t size, Deca
   CHECK(pydet::cuda::soft_nms_workspace_bytes<T>(params, &bytes) == nullptr);
   // Nothing may depend on what the workspace holds before.
   std::vector<uint64_t> workspace((bytes + 7) / 8, 0xa5a5a5a5a5a5a5a5u);
-  CHECK(pydet::cuda::soft_nms(params, boxes.data(), scores.data(), idxs, cuda_keep.data(),
-                              cuda_decayed.data(), cuda_counts.data(), workspace.data(),
-                              nullptr) == nullptr);
+  CHECK(pydet::cuda::soft_nms(params, in(boxes).data(), in(scores).data(),
+                              in(idxs, batch * n).data(), out(cuda_keep).data(),
+                              out(cuda_decayed).data(), out(cuda_counts).data(),
+                              scratch(workspace).data(), nullptr) == nullptr);
   CHECK(cuda_keep == keep);
   CHECK(cuda_counts == counts);
   for (size_t i = 0; i < keep.size(); ++i) {

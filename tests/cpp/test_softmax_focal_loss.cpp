@@ -38,11 +38,37 @@ double along(const F& f, const std::vector<double>& x, const std::vector<double>
 }
 
 template <class T>
+void run_on_cuda(SoftmaxFocalCall<T> call) {
+  const int64_t count = call.rows * call.classes;
+  const auto inputs = device::in(call.inputs, count), grad_grad = device::in(call.grad_grad, count);
+  const auto labels = device::in(call.labels, call.rows);
+  const auto class_weights = device::in(call.class_weights, call.classes);
+  const auto grad_loss = device::in(call.grad_loss, call.rows);
+  const auto grad_sums = device::in(call.grad_sums, call.segments);
+  const auto losses = device::out(call.losses, call.rows);
+  const auto sums = device::out(call.sums, call.segments);
+  const auto grad_inputs = device::out(call.grad_inputs, count);
+  const auto partials = device::scratch(
+      call.partials, pydet::softmax_focal_pieces(call.rows, call.classes, call.segments));
+  call.inputs = inputs.data();
+  call.grad_grad = grad_grad.data();
+  call.labels = labels.data();
+  call.class_weights = class_weights.data();
+  call.grad_loss = grad_loss.data();
+  call.grad_sums = grad_sums.data();
+  call.losses = losses.data();
+  call.sums = sums.data();
+  call.grad_inputs = grad_inputs.data();
+  call.partials = partials.data();
+  CHECK(pydet::cuda::softmax_focal_loss(call, nullptr) == nullptr);
+}
+
+template <class T>
 void run(const SoftmaxFocalCall<T>& call, int device) {
   if (device == 0) {
     pydet::cpu::softmax_focal_loss(call);
   } else {
-    CHECK(pydet::cuda::softmax_focal_loss(call, nullptr) == nullptr);
+    run_on_cuda(call);
   }
 }
 

@@ -8,9 +8,14 @@
 
 #include "check.h"
 #include "common/fusion.h"
+#include "device.h"
 #include "weighted_boxes_fusion/weighted_boxes_fusion.h"
 
 namespace {
+
+using device::in;
+using device::out;
+using device::scratch;
 
 using pydet::FusionParams;
 
@@ -69,8 +74,9 @@ void test(int64_t batch, int64_t n, int64_t max_output, uint32_t size, bool by_c
   // Nothing may depend on what the workspace holds before.
   std::vector<uint64_t> workspace((bytes + 7) / 8, 0xa5a5a5a5a5a5a5a5u);
   CHECK(pydet::cuda::weighted_boxes_fusion(
-            params, boxes.data(), scores.data(), idxs, cuda_fused.data(), cuda_keep.data(),
-            cuda_scores.data(), cuda_counts.data(), workspace.data(), nullptr) == nullptr);
+            params, in(boxes).data(), in(scores).data(), in(idxs, batch * n).data(),
+            out(cuda_fused).data(), out(cuda_keep).data(), out(cuda_scores).data(),
+            out(cuda_counts).data(), scratch(workspace).data(), nullptr) == nullptr);
   CHECK(cuda_keep == keep);
   CHECK(cuda_counts == counts);
   CHECK(same_bits(cuda_fused, fused));

@@ -247,6 +247,7 @@ print((kib("VmHWM") - before) / 1024)
 """
 
 
+@pytest.mark.large
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/status")
 def test_peak_memory():
     """500 x 120,000 pairs: the result's own 229 MiB and at most 16 for all else."""

@@ -251,6 +251,7 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@pytest.mark.large
 @each_case
 def test_any_number_of_threads_gives_the_same_bits(case: OpCase):
     tensors = case.tensors(case.many)
@@ -286,6 +287,7 @@ def test_the_same_bits_run_to_run(case: OpCase, device: torch.device):
 # --- registration ------------------------------------------------------------------------------
 
 
+@pytest.mark.large
 @each_case
 def test_opcheck(case: OpCase, device: torch.device):
     """Schema, fake implementation and registration of all native ops that the case calls."""
@@ -301,6 +303,7 @@ def test_opcheck(case: OpCase, device: torch.device):
         torch.library.opcheck(op, leaves, kwargs)
 
 
+@pytest.mark.large
 @each_case
 def test_compile(case: OpCase, device: torch.device):
     compiled = torch.compile(case.run, fullgraph=True, dynamic=True, backend="aot_eager")
@@ -340,6 +343,7 @@ def dynamic_dimensions(case: OpCase) -> dict[str, dict[int, Any]]:
     }
 
 
+@pytest.mark.large
 @pytest.mark.parametrize(
     "case", [case for case in CASES if case.export], ids=lambda case: case.name
 )

@@ -257,6 +257,7 @@ for gamma in (2.0, 1.5):
 """
 
 
+@pytest.mark.large
 def test_instruction_sets_give_the_same_bits():
     """One binary chooses its loops at run time; exp and log are the same additions in all."""
     outputs = {

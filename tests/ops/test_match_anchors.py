@@ -352,6 +352,7 @@ print(ops._library.extension.cpu_isa(), digest.hexdigest())
 """
 
 
+@pytest.mark.large
 def test_instruction_sets_give_the_same():
     """The choice is made once a process, so each set is a process of its own."""
     digests = {}
@@ -367,6 +368,7 @@ def test_instruction_sets_give_the_same():
     assert len(set(digests.values())) == 1, digests
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("rule", ["low quality", "SSD"])
 def test_never_a_matrix(rule):
     """10,000 ground truths: the matrix of pairs would take 800 MB here."""

@@ -135,6 +135,7 @@ def by_matrices(boxes, scores, idxs, method, sigma=0.5):
     return decayed
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("size", [300, 20_000])
 def test_large(device, size, method):

@@ -218,6 +218,7 @@ def matrix_of_hidden(boxes, threshold, overlap):
     return iou - (centres[:, None] - centres).square().sum(2) / diagonal > threshold + 1e-12
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("overlap", ["iou", "diou"])
 @pytest.mark.parametrize("size", [700, 5000, 100_000])
 def test_many_kept_boxes(device, size, overlap):
@@ -256,6 +257,7 @@ def test_sizes(device, count, threshold):
     assert ops.batched_nms(boxes, scores, idxs, threshold).tolist() == by_class
 
 
+@pytest.mark.large
 def test_large_equals_one_by_one(device):
     """Many images, classes and early exits against the single form, which is checked above."""
     boxes, scores, idxs = random_boxes(5, 6000, size=900, device=device)
@@ -269,6 +271,7 @@ def test_large_equals_one_by_one(device):
             assert result.keep[b, count:].eq(-1).all()
 
 
+@pytest.mark.large
 def test_classes_one_by_one(device):
     boxes, scores, idxs = random_boxes(6000, size=900, device=device)
     keep = ops.batched_nms(boxes, scores, idxs, 0.5)
@@ -279,6 +282,7 @@ def test_classes_one_by_one(device):
     assert scores[keep].diff().le(0).all()
 
 
+@pytest.mark.large
 def test_early_exit_that_comes_late(device):
     """The best 20000 boxes are one and the same: the output fills far behind the first try."""
     boxes = torch.tensor([[0.0, 0, 8, 8]]).repeat(20_010, 1)
@@ -398,6 +402,7 @@ def test_equals_torchvision(case, threshold):
     assert torch.equal(ops.batched_nms(boxes, scores, idxs, threshold), wanted)
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 1 / 3, 0.5, 0.7, 1.0])
 def test_large_equals_torchvision(dtype, threshold):
@@ -427,6 +432,7 @@ print(_C.cpu_isa())
 """
 
 
+@pytest.mark.large
 def test_instruction_sets_give_the_same_result():
     outputs = {}
     for isa in ("portable", "avx2", "avx512"):

@@ -171,6 +171,7 @@ def one_pick_at_a_time(boxes, scores, method, iou_threshold=0.3, sigma=0.5, scor
         scores[index] = -1
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("size", [300, 2000, 100_000])
 def test_large(device, size, method):
@@ -388,6 +389,7 @@ def test_the_kernel_protects_itself(arguments):
         torch.ops.pydet.soft_nms_padded(BOXES, SCORES, None, 0, 0.5, 0.5, 0.0, -1)
 
 
+@pytest.mark.large
 def test_every_instruction_set_gives_the_same_bits():
     code = """
 import torch

@@ -2,12 +2,14 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <numeric>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "cuda_runtime.h"
@@ -15,8 +17,7 @@
 #if defined(PYDET_EMULATION_TSAN)
 #include <sanitizer/tsan_interface.h>
 #endif
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/asan_interface.h>
+#if defined(PYDET_EMULATION_TSAN) || defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>
 #endif
 
@@ -30,15 +31,34 @@ namespace {
 constexpr size_t kStackBytes = 256 << 10;
 constexpr int kWarp = 32;
 
-std::mt19937_64 order(0);
+uint64_t chosen_seed() {
+  const char* seed = std::getenv("PYDET_EMULATION_SEED");
+  return seed == nullptr ? 0 : std::strtoull(seed, nullptr, 10);
+}
+
+std::mt19937_64 order(chosen_seed());
 cudaError_t last_error = cudaSuccess;
 
+// A stack on which one thread of the block after the other runs. The thread sanitizer would take
+// what two threads leave on one stack for a race, so there each thread has a fibre of its own.
 struct Fibre {
   ucontext_t context;
   std::unique_ptr<char[]> stack{new char[kStackBytes]};
+  struct Thread* thread = nullptr;
+};
+#if defined(PYDET_EMULATION_TSAN)
+constexpr bool kSharedFibres = false;
+#else
+constexpr bool kSharedFibres = true;
+#endif
+
+struct Thread {
   uint3 index;
-  bool finished, waits_for_block;
-  void* tsan = nullptr;
+  Fibre* fibre = nullptr;  // once it has started
+  bool finished = false;
+  const char* barrier_file = nullptr;  // where it waits for the block
+  int barrier_line = 0;
+  void* tsan = nullptr;  // made once, because it takes milliseconds; publish and learn order blocks
 };
 
 // A meeting of the lanes of a warp. Two sets of values: a lane can be one meeting ahead of the
@@ -52,13 +72,18 @@ struct Warp {
 
 struct Block {
   std::vector<std::unique_ptr<Fibre>> fibres;
-  std::vector<Fibre*> ready;  // that wait for nothing
+  std::vector<Fibre*> idle;  // fibres without a thread
+  std::vector<std::unique_ptr<Thread>> threads;
+  std::vector<Thread*> ready;  // that wait for nothing
   std::vector<Warp> warps;
-  std::vector<char> shared;
+  std::unique_ptr<char[]> shared;  // of exactly the size that the launch asks for
+  size_t shared_bytes = 0;
   const std::function<void()>* body = nullptr;
-  const char* kernel = "";
-  size_t threads = 0;
-  Fibre* running = nullptr;
+  const void* kernel = nullptr;
+  const char* signature = "";
+  size_t size = 0;  // threads
+  Thread* running = nullptr;
+  Thread* next = nullptr;  // chosen, but it has a fibre of its own
   ucontext_t scheduler;
   void* scheduler_tsan = nullptr;
   const void* scheduler_stack = nullptr;
@@ -82,25 +107,47 @@ void learn(void* point) {
 #endif
 }
 
+// The name of the kernel, where a sanitizer is there to look it up.
+const char* kernel_name() {
+#if defined(__SANITIZE_ADDRESS__) || defined(PYDET_EMULATION_TSAN)
+  static char name[1024];
+  // An address within the function, as a return address is.
+  __sanitizer_symbolize_pc(static_cast<char*>(const_cast<void*>(block.kernel)) + 1, "%f", name,
+                           sizeof(name));
+  return name;
+#else
+  return block.signature;
+#endif
+}
+
 void report(const char* what) {
-  std::fprintf(stderr, "%s: block (%u, %u, %u), thread (%u, %u, %u): %s\n", block.kernel,
+  std::fprintf(stderr, "%s: block (%u, %u, %u), thread (%u, %u, %u): %s\n", kernel_name(),
                block_index.x, block_index.y, block_index.z, thread_index.x, thread_index.y,
                thread_index.z, what);
+  if (const char* test = std::getenv("PYTEST_CURRENT_TEST"))
+    std::fprintf(stderr, "in the test %s\n", test);
 }
 
 [[noreturn]] void fail(const char* what) {
   report(what);
+  block.running = nullptr;  // all is said
   std::abort();
 }
 
 #if defined(__SANITIZE_ADDRESS__)
-// The address sanitizer tells the line; this tells whose it was.
-[[maybe_unused]] const bool death_is_reported = [] {
-  __sanitizer_set_death_callback([] {
+// The sanitizers tell the line; this tells whose it was. The one of undefined behaviour has no
+// callback, so it shall abort.
+[[maybe_unused]] const bool deaths_are_reported = [] {
+  const auto callback = [] {
     if (block.running != nullptr) report("stopped by the sanitizer");
-  });
+    block.running = nullptr;
+  };
+  __sanitizer_set_death_callback(callback);
+  static void (*const tell)() = callback;
+  std::signal(SIGABRT, [](int) { tell(); });
   return true;
 }();
+extern "C" const char* __ubsan_default_options() { return "abort_on_error=1"; }
 #endif
 
 size_t linear(const uint3& index) {
@@ -108,13 +155,11 @@ size_t linear(const uint3& index) {
                        (index.y + static_cast<size_t>(block_size.y) * index.z);
 }
 
-void to_scheduler(bool last) {
-  Fibre* self = block.running;
-  (void)last;
+void to_scheduler() {
+  Fibre* self = block.running->fibre;
 #if defined(__SANITIZE_ADDRESS__)
   void* fake_stack = nullptr;
-  __sanitizer_start_switch_fiber(last ? nullptr : &fake_stack, block.scheduler_stack,
-                                 block.scheduler_stack_bytes);
+  __sanitizer_start_switch_fiber(&fake_stack, block.scheduler_stack, block.scheduler_stack_bytes);
 #endif
 #if defined(PYDET_EMULATION_TSAN)
   __tsan_switch_to_fiber(block.scheduler_tsan, __tsan_switch_to_fiber_no_sync);
@@ -125,43 +170,47 @@ void to_scheduler(bool last) {
 #endif
 }
 
+// The next thread by the schedule, or nullptr where all wait.
+Thread* choose() {
+  if (block.next != nullptr) return std::exchange(block.next, nullptr);
+  if (block.ready.empty()) return nullptr;
+  std::swap(block.ready[order() % block.ready.size()], block.ready.back());
+  Thread* thread = block.ready.back();
+  block.ready.pop_back();
+  return thread;
+}
+
+void make_current(Thread* thread, Fibre* fibre) {
+  thread->fibre = fibre;
+  fibre->thread = block.running = thread;
+  thread_index = thread->index;
+}
+
+// Runs its thread, and goes on with the next one in place as long as that has not started: most
+// threads never wait, and a switch of fibres costs more than they do.
 void fibre_main() {
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_finish_switch_fiber(nullptr, &block.scheduler_stack, &block.scheduler_stack_bytes);
 #endif
-  learn(&block.body);
-  (*block.body)();
-  publish(&block.active);
-  block.running->finished = true;
-  to_scheduler(true);
+  for (;;) {
+    Fibre* self = block.running->fibre;
+    learn(&block.body);
+    (*block.body)();
+    publish(&block.active);
+    self->thread->finished = true;
+    if (kSharedFibres) {
+      block.next = choose();
+      if (block.next != nullptr && block.next->fibre == nullptr) {
+        make_current(std::exchange(block.next, nullptr), self);
+        continue;
+      }
+    }
+    if (kSharedFibres) block.idle.push_back(self);
+    to_scheduler();
+  }
 }
 
-void resume(Fibre* fibre) {
-  block.running = fibre;
-  thread_index = fibre->index;
-#if defined(__SANITIZE_ADDRESS__)
-  void* fake_stack = nullptr;
-  __sanitizer_start_switch_fiber(&fake_stack, fibre->stack.get(), kStackBytes);
-#endif
-#if defined(PYDET_EMULATION_TSAN)
-  __tsan_switch_to_fiber(fibre->tsan, __tsan_switch_to_fiber_no_sync);
-#endif
-  swapcontext(&block.scheduler, &fibre->context);
-#if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
-#endif
-}
-
-void start(Fibre* fibre, const uint3& index) {
-  fibre->index = index;
-  fibre->finished = fibre->waits_for_block = false;
-#if defined(__SANITIZE_ADDRESS__)
-  __asan_unpoison_memory_region(fibre->stack.get(), kStackBytes);
-#endif
-#if defined(PYDET_EMULATION_TSAN)
-  // Made once a fibre, because it takes milliseconds; publish and learn order blocks.
-  if (fibre->tsan == nullptr) fibre->tsan = __tsan_create_fiber(0);
-#endif
+void prepare(Fibre* fibre) {
   getcontext(&fibre->context);
   fibre->context.uc_stack.ss_sp = fibre->stack.get();
   fibre->context.uc_stack.ss_size = kStackBytes;
@@ -169,39 +218,86 @@ void start(Fibre* fibre, const uint3& index) {
   makecontext(&fibre->context, fibre_main, 0);
 }
 
-void run_block() {
-  block.warps.assign((block.threads + kWarp - 1) / kWarp, Warp());
-  // Shared memory holds nothing that a kernel may rely on.
-  std::fill(block.shared.begin(), block.shared.end(), static_cast<char>(0xa5));
-  for (size_t i = 0; i < block.threads; ++i) {
+Fibre* idle_fibre() {
+  if (block.idle.empty()) {
+    block.fibres.push_back(std::make_unique<Fibre>());
+    prepare(block.fibres.back().get());
+    return block.fibres.back().get();
+  }
+  Fibre* fibre = block.idle.back();
+  block.idle.pop_back();
+  return fibre;
+}
+
+void resume(Thread* thread) {
+  make_current(thread, thread->fibre == nullptr ? idle_fibre() : thread->fibre);
+  Fibre* fibre = thread->fibre;
+#if defined(__SANITIZE_ADDRESS__)
+  void* fake_stack = nullptr;
+  __sanitizer_start_switch_fiber(&fake_stack, fibre->stack.get(), kStackBytes);
+#endif
+#if defined(PYDET_EMULATION_TSAN)
+  __tsan_switch_to_fiber(thread->tsan, __tsan_switch_to_fiber_no_sync);
+#endif
+  swapcontext(&block.scheduler, &fibre->context);
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
+#endif
+}
+
+void start_threads() {
+  while (block.threads.size() < block.size) {
+    block.threads.push_back(std::make_unique<Thread>());
+#if defined(PYDET_EMULATION_TSAN)
+    block.threads.back()->tsan = __tsan_create_fiber(0);
+#endif
+  }
+  for (size_t i = 0; i < block.size; ++i) {
+    Thread* thread = block.threads[i].get();
     const unsigned int x = static_cast<unsigned int>(i % block_size.x);
     const unsigned int y = static_cast<unsigned int>(i / block_size.x % block_size.y);
-    start(block.fibres[i].get(),
-          {x, y, static_cast<unsigned int>(i / block_size.x / block_size.y)});
-    block.ready.push_back(block.fibres[i].get());
+    thread->index = {x, y, static_cast<unsigned int>(i / block_size.x / block_size.y)};
+    // The stack of a thread of the block before, where fibres are not shared.
+    thread->fibre = kSharedFibres ? nullptr : thread->fibre;
+    thread->finished = false;
+    thread->barrier_file = nullptr;
+    block.ready.push_back(thread);
   }
+}
+
+// None can go on: either all that are left wait at one barrier, or they wait in vain. Returns
+// whether any is left.
+bool pass_barrier() {
+  const Thread* first = nullptr;
+  size_t alive = 0;
+  for (size_t i = 0; i < block.size; ++i) {
+    Thread* thread = block.threads[i].get();
+    if (thread->finished) continue;
+    ++alive;
+    if (thread->barrier_file == nullptr) continue;
+    block.ready.push_back(thread);
+    if (first == nullptr) first = thread;
+    if (thread->barrier_line != first->barrier_line ||
+        std::strcmp(thread->barrier_file, first->barrier_file) != 0) {
+      fail("some threads wait at one barrier and some at another");
+    }
+  }
+  if (block.ready.size() != alive) {
+    fail("some threads wait in a warp operation for lanes that are elsewhere");
+  }
+  for (Thread* thread : block.ready) thread->barrier_file = nullptr;
+  return alive != 0;
+}
+
+void run_block() {
+  block.warps.assign((block.size + kWarp - 1) / kWarp, Warp());
+  // Shared memory holds nothing that a kernel may rely on.
+  std::memset(block.shared.get(), 0xa5, block.shared_bytes);
+  start_threads();
   publish(&block.body);
-  for (;;) {
-    while (!block.ready.empty()) {
-      std::swap(block.ready[order() % block.ready.size()], block.ready.back());
-      Fibre* fibre = block.ready.back();
-      block.ready.pop_back();
-      resume(fibre);
-    }
-    // None can go on: either all that are left wait at the barrier, or they wait in vain.
-    size_t alive = 0;
-    for (size_t i = 0; i < block.threads; ++i) {
-      Fibre* fibre = block.fibres[i].get();
-      if (fibre->finished) continue;
-      ++alive;
-      if (fibre->waits_for_block) block.ready.push_back(fibre);
-      fibre->waits_for_block = false;
-    }
-    if (alive == 0) break;
-    if (block.ready.size() != alive) {
-      fail("some threads wait in a warp operation for lanes that are elsewhere");
-    }
-  }
+  do {
+    while (Thread* thread = choose()) resume(thread);
+  } while (pass_barrier());
   learn(&block.active);
   block.running = nullptr;
 }
@@ -210,21 +306,23 @@ void run_block() {
 
 void set_seed(uint64_t seed) { order.seed(seed); }
 
-void launch(const char* kernel, dim3 grid, dim3 threads, size_t shared_bytes,
+void launch(const void* kernel, const char* signature, dim3 grid, dim3 threads, size_t shared_bytes,
             const std::function<void()>& body) {
   const size_t count = static_cast<size_t>(threads.x) * threads.y * threads.z;
-  if (count == 0 || count > 1024 || grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.y > 65535 ||
-      grid.z > 65535 || shared_bytes > (48 << 10)) {
+  constexpr unsigned int kMaxGridX = 0x7fffffff, kMaxGrid = 65535;
+  if (count == 0 || count > 1024 || threads.z > 64 || grid.x == 0 || grid.y == 0 || grid.z == 0 ||
+      grid.x > kMaxGridX || grid.y > kMaxGrid || grid.z > kMaxGrid || shared_bytes > (48 << 10)) {
     last_error = cudaErrorInvalidConfiguration;
     return;
   }
   block.body = &body;
   block.kernel = kernel;
-  block.threads = count;
-  block.shared.resize(shared_bytes);
+  block.signature = signature;
+  block.size = count;
+  block.shared.reset(new char[shared_bytes]);
+  block.shared_bytes = shared_bytes;
   block_size = threads;
   grid_size = grid;
-  while (block.fibres.size() < count) block.fibres.push_back(std::make_unique<Fibre>());
 #if defined(PYDET_EMULATION_TSAN)
   block.scheduler_tsan = __tsan_get_current_fiber();
 #endif
@@ -239,14 +337,15 @@ void launch(const char* kernel, dim3 grid, dim3 threads, size_t shared_bytes,
   }
 }
 
-void block_barrier() {
+void block_barrier(const char* file, int line) {
   publish(&block.shared);
-  block.running->waits_for_block = true;
-  to_scheduler(false);
+  block.running->barrier_file = file;
+  block.running->barrier_line = line;
+  to_scheduler();
   learn(&block.shared);
 }
 
-void* dynamic_shared_memory() { return block.shared.data(); }
+void* dynamic_shared_memory() { return block.shared.get(); }
 
 int lane() { return static_cast<int>(linear(thread_index) % kWarp); }
 
@@ -259,9 +358,9 @@ const uint64_t* exchange(unsigned int mask, uint64_t value) {
   // Lanes beyond the end of the block do not exist; those that have finished cannot come.
   for (int i = 0; i < kWarp; ++i) {
     if ((mask >> i & 1) == 0) continue;
-    if (first + i >= block.threads) {
+    if (first + i >= block.size) {
       mask &= ~(1u << i);
-    } else if (block.fibres[first + i]->finished) {
+    } else if (block.threads[first + i]->finished) {
       fail("a warp operation waits for a lane that has finished");
     }
   }
@@ -272,10 +371,10 @@ const uint64_t* exchange(unsigned int mask, uint64_t value) {
   publish(&warp.values[set]);
   if ((warp.arrived[set] & mask) == mask) {
     for (int i = 0; i < kWarp; ++i) {
-      if ((mask >> i & 1) != 0 && i != me) block.ready.push_back(block.fibres[first + i].get());
+      if ((mask >> i & 1) != 0 && i != me) block.ready.push_back(block.threads[first + i].get());
     }
   } else {
-    to_scheduler(false);
+    to_scheduler();
   }
   learn(&warp.values[set]);
   warp.left[set] |= 1u << me;

@@ -6,12 +6,13 @@
 //
 // What finds the mistakes are the sanitizers, which are told of the fibres:
 //  - thread sanitizer: two threads of a block that touch one word without a barrier in between, one
-//  of them writing
-//    (a switch of fibres orders nothing, only barriers, warp operations and the end of a kernel
-//    do);
-//  - address sanitizer: any access outside of a buffer (tests allocate each "device" buffer with
-//  new or std::vector);
-//  - a barrier that some thread of the block never reaches is reported here.
+//    of them writing (a switch of fibres orders nothing: only barriers, warp operations and the end
+//    of a kernel do);
+//  - address sanitizer: any access outside of a buffer (tests allocate each with new or std::vector)
+//    or of an array in shared memory;
+//  - undefined-behaviour sanitizer: vector loads of memory that is not aligned;
+//  - here: threads at different barriers or at none, warp operations without their lanes, launches
+//    that no GPU takes.
 #pragma once
 
 #include <cstddef>
@@ -23,6 +24,7 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define __shared__ static
 #define __restrict__ __restrict
 
@@ -47,11 +49,13 @@ extern dim3 block_size, grid_size;
 // Draws the order of blocks and threads from now on.
 void set_seed(uint64_t seed);
 
-// Runs body once for each thread of the grid.
-void launch(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes,
+// Runs body once for each thread of the grid. Reports name the function at `kernel`, or where that
+// is not known its signature.
+void launch(const void* kernel, const char* signature, dim3 grid, dim3 block, size_t shared_bytes,
             const std::function<void()>& body);
 
-void block_barrier();
+// `file` and `line` tell one barrier of a kernel from another.
+void block_barrier(const char* file, int line);
 void* dynamic_shared_memory();
 
 // All lanes of `mask` meet; each gives `value` and gets the values of all 32 lanes (those outside
@@ -74,7 +78,9 @@ enum cudaMemcpyKind { cudaMemcpyDeviceToDevice = 3 };
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
                             cudaStream_t stream = nullptr);
 
-inline void __syncthreads() { emulation::block_barrier(); }
+inline void __syncthreads(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  emulation::block_barrier(file, line);
+}
 inline void __syncwarp(unsigned int mask = ~0u) { emulation::exchange(mask, 0); }
 inline void __threadfence() {}
 inline void __threadfence_block() {}
@@ -228,8 +234,8 @@ namespace cuda {
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, CUstream_st*,
             Arguments... arguments) {
-  emulation::launch(__PRETTY_FUNCTION__, grid, block, shared_bytes,
-                    [=] { kernel(static_cast<Parameters>(arguments)...); });
+  emulation::launch(reinterpret_cast<const void*>(kernel), __PRETTY_FUNCTION__, grid, block,
+                    shared_bytes, [=] { kernel(static_cast<Parameters>(arguments)...); });
 }
 
 }  // namespace cuda
