@@ -52,7 +52,8 @@ class Array {
     require(cudaMalloc(&memory_, offset + bytes_));
     data_ = reinterpret_cast<T*>(static_cast<char*>(memory_) + offset);
     // What is in scratch memory must not matter, so it stays as it comes.
-    if (kUse != Use::kScratch) require(cudaMemcpy(data_, host, bytes_, cudaMemcpyHostToDevice));
+    if (kUse == Use::kScratch) return;
+    require(cudaMemcpy(static_cast<char*>(memory_) + offset, host, bytes_, cudaMemcpyHostToDevice));
   }
   ~Array() {
     if constexpr (kUse == Use::kOut) {

@@ -71,7 +71,7 @@ def run(folder: Path, arguments: list[str]) -> int:
     }
     # Captured by file descriptor the report of a sanitizer would be lost with the process.
     command = [sys.executable, "-m", "pytest", "--capture=sys", "-q", "-m", "not large"]
-    command += arguments
+    command += ["--numprocesses", os.environ.get("MAX_JOBS") or "auto", *arguments]
     if not any(argument.startswith("tests/") for argument in arguments):
         command.append("tests/ops")
     return subprocess.run(command, cwd=folder / "emulated", env=environment, check=False).returncode
