@@ -92,8 +92,8 @@ kernels() {
   local architecture=90
   command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1 && architecture=native
   cmake -S . -B "$native" -DPYDET_CUDA=ON -DCMAKE_CUDA_COMPILER="$(command -v "$nvcc")" \
-    -DCMAKE_CUDA_ARCHITECTURES="${CUDAARCHS:-$architecture}" &&
-    cmake --build "$native" --parallel "$MAX_JOBS" --target gpu_tests ||
+    -DCMAKE_CUDA_ARCHITECTURES="${CUDAARCHS:-$architecture}" || fail "cmake; the reason is above"
+  cmake --build "$native" --parallel "$MAX_JOBS" --target gpu_tests ||
     fail "the C++ tests do not build for a GPU; the reason is above"
   local program
   for program in "$native"/tests/cpp/gpu_test_*; do
