@@ -8,7 +8,7 @@
 //  - thread sanitizer: two threads of a block that touch one word without a barrier in between, one
 //    of them writing (a switch of fibres orders nothing: only barriers, warp operations and the end
 //    of a kernel do);
-//  - address sanitizer: any access outside of a buffer (tests allocate each with new or std::vector)
+//  - address sanitizer: any access outside of a buffer (each allocated with new or in a vector)
 //    or of an array in shared memory;
 //  - undefined-behaviour sanitizer: vector loads of memory that is not aligned;
 //  - here: threads at different barriers or at none, warp operations without their lanes, launches
