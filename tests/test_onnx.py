@@ -124,28 +124,46 @@ def test_box_ops(tmp_path):
     assert_same(run, decode, more)
 
 
-def small_detector(name):
-    """Scores are so far apart that rounding in the network changes no order."""
+# Names, settings that make them small, and what takes scores so far apart that rounding in the
+# network changes no order.
+DETECTORS = [
+    (
+        "faster_rcnn_resnet18_fpn",
+        {
+            "fpn_channels": 16,
+            "rpn_channels": 16,
+            "box_channels": 32,
+            "pre_nms": 100,
+            "post_nms": 30,
+        },
+        100,
+    ),
+    ("fcos_resnet18_fpn", {"fpn_channels": 16, "head_convs": 1}, 100),
+    ("retinanet_resnet18_fpn", {"fpn_channels": 16, "head_convs": 1}, 100),
+    (
+        "ssd300_vgg16",
+        {
+            "width": 1 / 16,
+            "extra_layers": ((256, 512, 3, 2, 1),),
+            "anchor_sizes": (12, 24, 40, 60),
+            "anchor_ratios": ((2,), (2, 3), (2,)),
+            "anchor_strides": (8, 16, 32),
+            "candidates_per_class": 20,
+            "max_detections": 60,
+        },
+        0.2,  # of a softmax: greater ones would all score 1
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "small", "factor"), DETECTORS)
+def test_a_detector_with_any_batch_and_size(name, small, factor, tmp_path):
     torch.manual_seed(0)
-    small = {"score_threshold": 0.0, "fpn_channels": 16}
-    if name.startswith("faster_rcnn"):
-        small |= {"rpn_channels": 16, "box_channels": 32, "pre_nms": 100, "post_nms": 30}
-        model = create_model(name, num_classes=3, **small).eval()
-        layers = [model.rpn.objectness, model.box_head.cls_logits]
-    else:
-        model = create_model(name, num_classes=3, **small, head_convs=1).eval()
-        layers = [model.head.cls_logits]
+    model = create_model(name, num_classes=3, score_threshold=0.0, **small).eval()
     with torch.no_grad():
-        for layer in layers:
-            layer.weight.mul_(100)
-    return model
-
-
-@pytest.mark.parametrize(
-    "name", ["faster_rcnn_resnet18_fpn", "fcos_resnet18_fpn", "retinanet_resnet18_fpn"]
-)
-def test_a_detector_with_any_batch_and_size(name, tmp_path):
-    model = small_detector(name)
+        for key, weight in model.named_parameters():
+            if key.endswith("weight") and {"cls_logits", "objectness"} & set(key.split(".")):
+                weight.mul_(factor)
 
     def detect(images, sizes):
         with torch.no_grad():
