@@ -448,12 +448,12 @@ def test_learns_one_image():
     targets = [{"boxes": torch.tensor([[16.0, 16, 48, 48]]), "labels": torch.tensor([1])}]
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
     first = float(sum(model([image], targets).values()).detach())
-    for _ in range(40):
+    for _ in range(80):
         loss = sum(model([image], targets).values())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert float(loss.detach()) < 0.4 * first
+    assert float(loss.detach()) < 0.25 * first
     with torch.no_grad():
         (found,) = model.eval()([image])
     assert found["labels"][0] == 1
