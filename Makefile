@@ -50,9 +50,9 @@ $(built): $(packages) pyproject.toml setup.py $(native)
 demo: $(built)
 	$(python) -m pydet demo --output demo $(DEMO_ARGS)
 
-# A worker for each core, up to 8; tests of a group (what shares a long build) are one worker's.
+# A worker for each core, up to 8; a file is one worker's, so that what its tests share is made once.
 test: $(built)
-	$(python) -m pytest --numprocesses auto --maxprocesses 8 --dist loadgroup $(PYTEST_ARGS)
+	$(python) -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile $(PYTEST_ARGS)
 
 lint: lint-python lint-types lint-cpp lint-spelling
 

@@ -18,7 +18,6 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 # One test compiles everything: a minute on two free cores, far more on busy ones.
 pytestmark = pytest.mark.timeout(1500)
-builds_a_wheel = pytest.mark.xdist_group("wheel")  # once, not in each worker
 
 # Enough of torch for setup.py to decide. It cannot build with it, and must not come so far.
 FAKE_TORCH = """
@@ -242,7 +241,6 @@ def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return archive
 
 
-@builds_a_wheel
 def test_sdist_holds_the_sources_and_nothing_built(sdist: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
@@ -257,7 +255,6 @@ def test_sdist_holds_the_sources_and_nothing_built(sdist: Path) -> None:
     assert not [name for name in names if name.endswith((".so", ".pyc", ".o"))]
 
 
-@builds_a_wheel
 def test_wheel_holds_the_package_alone(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"pydet"}
@@ -265,7 +262,6 @@ def test_wheel_holds_the_package_alone(wheel: Path) -> None:
     assert [name for name in names if name.endswith(".dist-info/licenses/LICENSE")]
 
 
-@builds_a_wheel
 def test_wheel_works_in_an_empty_environment(wheel: Path, tmp_path: Path) -> None:
     environment = tmp_path / "venv"
     made = _run(sys.executable, "-m", "venv", "--without-pip", environment)
