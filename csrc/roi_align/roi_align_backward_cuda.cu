@@ -22,8 +22,8 @@ __global__ void __launch_bounds__(kRoiThreads, kRoiBlocks<T>)
     const int64_t r = piece / pieces_a_roi, first = piece % pieces_a_roi * kRoiItems;
     const int64_t last = min_of(first + kRoiItems, items);
     place_roi(params, r, roi);
-    if (roi.place.image < 0) continue;  // all threads alike; nothing more is read of it
-    for (int64_t item = first + threadIdx.x; item < last; item += kRoiThreads) {
+    const int64_t end = roi.place.image < 0 ? first : last;  // of a RoI without an image: none
+    for (int64_t item = first + threadIdx.x; item < end; item += kRoiThreads) {
       const int64_t bin = params.channels_last ? item / params.channels : item % bins;
       const int64_t c = params.channels_last ? item % params.channels : item / bins;
       const int64_t ph = bin / params.pooled_width, pw = bin % params.pooled_width;
