@@ -91,6 +91,15 @@ class _BoxGenerator(ABC):
             self._cache.popitem(last=False)
         return anchors
 
+    def for_maps(self, maps: Sequence[Tensor], images: Tensor) -> Tensor:
+        """Anchors [A, 4] of the levels' maps [B, C, Hl, Wl] of images [B, 3, H, W].
+
+        They are float32; float64 for such images. Otherwise as by calling the generator.
+        """
+        sizes = [(x.shape[2], x.shape[3]) for x in maps]
+        dtype = torch.float64 if images.dtype == torch.float64 else torch.float32
+        return self(sizes, (images.shape[2], images.shape[3]), images.device, dtype)
+
     def _make(
         self,
         feature_sizes: Sequence[Size],

@@ -55,15 +55,26 @@ def assign_by_iou(
     )  # [B, A] each
     # The best anchor of a box that no anchor touches would be any anchor.
     matched = torch.where((matched >= 0) & (ious <= 0), BACKGROUND, matched)
-    foreground = matched >= 0
-    # Rows of the packed boxes; one more row, at the end, for the anchors without a box, so that
-    # there is something to take even in a batch without any.
-    num_boxes = targets.boxes.shape[0]
-    rows = torch.where(foreground, matched + targets.offsets[:-1, None], num_boxes)
-    labels = F.pad(targets.labels, (0, 1))[rows]
-    boxes = F.pad(targets.boxes, (0, 0, 0, 1))[rows].to(anchors.dtype)
+    rows = torch.where(matched >= 0, matched + targets.offsets[:-1, None], matched)
+    return targets_of_rows(rows, anchors, targets)
+
+
+def targets_of_rows(rows: Tensor, anchors: Tensor, targets: PackedTargets) -> AnchorTargets:
+    """What anchors learn whose boxes are known.
+
+    Args:
+        rows: [B, A] int64: a row of the targets' boxes, BACKGROUND (-1) or IGNORED (-2).
+        anchors: [A, 4] or [B, A, 4].
+        targets: In the same pixels.
+    """
+    foreground = rows >= 0
+    # One more row, at the end, for the anchors without a box, so that there is something to take
+    # even in a batch without any.
+    places = torch.where(foreground, rows, targets.boxes.shape[0])
+    labels = F.pad(targets.labels, (0, 1))[places]
+    boxes = F.pad(targets.boxes, (0, 0, 0, 1))[places].to(anchors.dtype)
     return AnchorTargets(
-        torch.where(foreground, labels, matched),
+        torch.where(foreground, labels, rows),
         torch.where(foreground[..., None], boxes, anchors),
         foreground,
     )

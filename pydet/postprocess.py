@@ -109,6 +109,11 @@ def top_candidates_per_class(
     return Candidates(anchor_idxs.flatten(1), labels.flatten(1), scores.flatten(1))
 
 
+def rows_at(values: Tensor, idxs: Tensor) -> Tensor:
+    """The rows [B, N, 4] at indices [B, N] of boxes or deltas [B, A, 4]."""
+    return values.gather(1, idxs[..., None].expand(-1, -1, 4))
+
+
 def at_least_float32(x: Tensor) -> Tensor:
     """Half precision as float32, anything else as it is."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
@@ -144,7 +149,7 @@ def select_detections(
     padding = keep < 0
     keep = keep.clamp(min=0)
     return PaddedDetections(
-        boxes.gather(1, keep[..., None].expand(-1, -1, 4)).masked_fill(padding[..., None], 0),
+        rows_at(boxes, keep).masked_fill(padding[..., None], 0),
         scores.gather(1, keep).masked_fill(padding, 0),
         labels.gather(1, keep).masked_fill(padding, -1),
         counts,

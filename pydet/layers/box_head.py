@@ -16,9 +16,10 @@ from torch.nn import functional as F
 from pydet.assignment import assign_by_iou
 from pydet.layers.norm import Norm, make_norm
 from pydet.layers.rpn import Proposals
+from pydet.losses import foreground_smooth_l1
 from pydet.ops import decode_boxes, encode_boxes, multiscale_roi_align, roi_pool
 from pydet.ops.match_anchors import BACKGROUND
-from pydet.postprocess import PaddedDetections, at_least_float32, select_detections
+from pydet.postprocess import PaddedDetections, at_least_float32, rows_at, select_detections
 from pydet.sampling import sample_balanced
 from pydet.structures import PackedTargets
 
@@ -165,11 +166,10 @@ def sample_regions(
     samples = sample_balanced(
         assigned.foreground & valid, background & valid, count, max_fg_fraction
     )
-    rows = samples.idxs[..., None].expand(-1, -1, 4)
     return RegionTargets(
-        regions.gather(1, rows),
+        rows_at(regions, samples.idxs),
         torch.where(samples.foreground, assigned.labels.gather(1, samples.idxs), BACKGROUND),
-        assigned.boxes.gather(1, rows),
+        rows_at(assigned.boxes, samples.idxs),
         samples.taken,
         samples.foreground,
     )
@@ -202,18 +202,15 @@ def box_losses(
     ).reshape(labels.shape)
     target_deltas = encode_boxes(sample.boxes, sample.regions, weights)  # [B, S, 4]
     own = labels.clamp(max=num_classes - 1)[..., None, None].expand(-1, -1, 1, 4)
-    pred_deltas = box_deltas.gather(2, own).squeeze(2).to(target_deltas.dtype)
-    foreground = sample.foreground[..., None]
-    loss_box = F.smooth_l1_loss(
-        torch.where(foreground, pred_deltas, 0),
-        torch.where(foreground, target_deltas, 0),
-        reduction="none",
-        beta=beta,
+    # Padding has no deltas.
+    target_deltas = torch.where(sample.foreground[..., None], target_deltas, 0)
+    loss_box = foreground_smooth_l1(
+        box_deltas.gather(2, own).squeeze(2), target_deltas, sample.foreground, beta
     )
     num_taken = sample.taken.sum(1).clamp(min=1)
     return (
         ((loss_cls * sample.taken).sum(1) / num_taken).mean(),
-        (loss_box.sum((1, 2)) / num_taken).mean(),
+        (loss_box.sum(1) / num_taken).mean(),
     )
 
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pydet.postprocess import at_least_float32
+
 Norm = Literal["none", "batch", "frozen", "group"]
 NORMS: tuple[Norm, ...] = ("none", "batch", "frozen", "group")
 _GROUPS = 32  # Wu & He, Group Normalization, section 4: 32 groups
@@ -63,8 +65,7 @@ class L2Norm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W], in the dtype of x; a location of zeros stays one."""
         # In float32: squares of half precision may be infinite, and the least length rounds to 0.
-        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        return (F.normalize(wide, dim=1) * self.weight[:, None, None]).to(x.dtype)
+        return (F.normalize(at_least_float32(x), dim=1) * self.weight[:, None, None]).to(x.dtype)
 
 
 def make_norm(norm: Norm, channels: int, eps: float = 1e-5) -> nn.Module:

@@ -16,9 +16,10 @@ from torch.nn import functional as F
 
 from pydet.anchors import permute_to_anchors
 from pydet.assignment import AnchorTargets, assign_by_iou
+from pydet.losses import foreground_smooth_l1
 from pydet.ops import batched_nms, decode_boxes, encode_boxes, match_anchors
 from pydet.ops.match_anchors import IGNORED
-from pydet.postprocess import at_least_float32
+from pydet.postprocess import at_least_float32, rows_at
 from pydet.sampling import Samples
 from pydet.structures import PackedTargets
 
@@ -101,7 +102,7 @@ def propose(
     levels = torch.arange(len(num_per_level), device=objectness.device)
     levels = levels[:, None].expand_as(places).flatten(1)  # [B, N]
     boxes = decode_boxes(
-        at_least_float32(deltas.gather(1, idxs[..., None].expand(-1, -1, 4))),
+        at_least_float32(rows_at(deltas, idxs)),
         anchors[idxs],
         image_sizes=image_sizes,
     )  # [B, N, 4]
@@ -109,7 +110,7 @@ def propose(
     scores = scores.flatten(1).masked_fill(~large, -math.inf)
     keep = batched_nms(boxes, scores, levels, iou_threshold, max_output=post_nms).keep  # [B, P]
     valid = keep >= 0
-    boxes = boxes.gather(1, keep.clamp(min=0)[..., None].expand(-1, -1, 4))
+    boxes = rows_at(boxes, keep.clamp(min=0))
     return Proposals(boxes.masked_fill(~valid[..., None], 0), valid)
 
 
@@ -201,22 +202,15 @@ def rpn_losses(
         Both means over the images.
     """
     idxs, taken, foreground = samples
-    rows = idxs[..., None].expand(-1, -1, 4)
     logits = at_least_float32(objectness.gather(1, idxs))  # [B, S]
     loss_cls = F.binary_cross_entropy_with_logits(
         logits, foreground.to(logits.dtype), reduction="none"
     )
-    target_deltas = encode_boxes(assigned.boxes.gather(1, rows), anchors[idxs])  # [B, S, 4]
-    pred_deltas = deltas.gather(1, rows).to(target_deltas.dtype)
-    loss_box = F.smooth_l1_loss(
-        torch.where(foreground[..., None], pred_deltas, target_deltas),
-        target_deltas,
-        reduction="none",
-        beta=beta,
-    )
+    target_deltas = encode_boxes(rows_at(assigned.boxes, idxs), anchors[idxs])  # [B, S, 4]
+    loss_box = foreground_smooth_l1(rows_at(deltas, idxs), target_deltas, foreground, beta)
     num_taken = taken.sum(1).clamp(min=1)
     num_cls, num_box = (num_taken, num_taken) if normalizers is None else normalizers
     return (
         ((loss_cls * taken).sum(1) / num_cls).mean(),
-        (loss_box.sum((1, 2)) / num_box).mean(),
+        (loss_box.sum(1) / num_box).mean(),
     )

@@ -14,7 +14,9 @@ def refuse(config: Any, field: str, requirement: str, got: Any = None) -> ValueE
 def check_choice(config: Any, field: str, choices: Sequence[str]) -> None:
     """Raises ValueError for a field that is none of the choices."""
     if getattr(config, field) not in choices:
-        raise refuse(config, field, f"be {' or '.join(map(repr, choices))}")
+        named = list(map(repr, choices))
+        either = " or ".join(named) if len(named) < 3 else f"one of {', '.join(named)}"
+        raise refuse(config, field, f"be {either}")
 
 
 def check_between(config: Any, field: str, low: float, high: float) -> None:

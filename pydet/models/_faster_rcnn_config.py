@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pydet.layers.norm import Norm
+from pydet.models._checks import check_at_least, check_choice, refuse
 from pydet.preprocessing import Preprocessing
 
 
@@ -72,31 +73,24 @@ class FasterRCNNConfig:
     preprocessing: Preprocessing = field(default_factory=Preprocessing)  # FPN, 5.1: 800
 
     def __post_init__(self) -> None:
-        for name, known in (
-            ("trunk", ("fpn", "c4", "vgg")),
-            ("anchor_strides", ("level", "image")),
-            ("rpn_normalizer", ("sample", "paper")),
-            ("pooling", ("align", "pool")),
-        ):
-            if getattr(self, name) not in known:
-                self._refuse(name, f"be one of {', '.join(map(repr, known))}")
-        if len(self.anchor_sizes) != len(self.levels):
-            self._refuse("anchor_sizes", f"be a tuple for each of the {len(self.levels)} levels")
+        check_choice(self, "trunk", ("fpn", "c4", "vgg"))
+        check_choice(self, "anchor_strides", ("level", "image"))
+        check_choice(self, "rpn_normalizer", ("sample", "paper"))
+        check_choice(self, "pooling", ("align", "pool"))
+        levels = len(self.levels)
+        if len(self.anchor_sizes) != levels:
+            raise refuse(self, "anchor_sizes", f"be a tuple for each of the {levels} levels")
         if self.trunk != "fpn" and self.levels != (4,):
-            self._refuse("levels", f"be (4,) with the trunk {self.trunk!r}")
-        if self.pooling == "pool" and len(self.levels) > 1:
-            self._refuse("pooling", "be 'align' with more than one level")
+            raise refuse(self, "levels", f"be (4,) with the trunk {self.trunk!r}")
+        if self.pooling == "pool" and levels > 1:
+            raise refuse(self, "pooling", "be 'align' with more than one level")
         if self.trunk == "vgg" and self.pool_size != 7:
-            self._refuse("pool_size", "be 7, which VGG-16's layers take")
+            raise refuse(self, "pool_size", "be 7, which VGG-16's layers take")
         low, high = self.roi_bg_iou_range
         if not 0 <= low <= high <= self.roi_fg_iou_threshold:
-            self._refuse("roi_bg_iou_range", "rise from 0 at least to roi_fg_iou_threshold at most")
+            raise refuse(
+                self, "roi_bg_iou_range", "rise from 0 at least to roi_fg_iou_threshold at most"
+            )
         at_least_1 = ("train_pre_nms", "train_post_nms", "pre_nms", "post_nms")
         for name in (*at_least_1, "rpn_sample", "roi_sample", "max_detections", "pool_size"):
-            if getattr(self, name) < 1:
-                self._refuse(name, "be at least 1")
-
-    def _refuse(self, name: str, requirement: str) -> None:
-        raise ValueError(
-            f"FasterRCNNConfig: {name} must {requirement}, got {getattr(self, name)!r}"
-        )
+            check_at_least(self, name, 1)

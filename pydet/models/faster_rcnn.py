@@ -177,16 +177,12 @@ class FasterRCNN(Detector):
             objectness, box_deltas = other.objectness, other.box_deltas
         else:
             objectness, box_deltas = self.rpn(features)
-        sizes = [(x.shape[2], x.shape[3]) for x in features]
-        height, width = images.shape[2:]
-        dtype = torch.float64 if images.dtype == torch.float64 else torch.float32
-        anchors = self.anchors(sizes, (height, width), images.device, dtype)
+        anchors = self.anchors.for_maps(features, images)
         num = self.anchors.num_per_location
+        num_per_level = tuple(x.shape[2] * x.shape[3] * num for x in features)
         # Levels beyond the trunk's are for proposals only (FPN, section 4.1).
         inside = [x for x, level in zip(features, config.levels, strict=True) if level <= 5]
-        return FasterRCNNOutput(
-            inside, objectness, box_deltas, anchors, tuple(h * w * num for h, w in sizes)
-        )
+        return FasterRCNNOutput(inside, objectness, box_deltas, anchors, num_per_level)
 
     def losses(self, output: FasterRCNNOutput, targets: PackedTargets) -> dict[str, Tensor]:
         """Of the proposal network (equation 1) and of the head on a sample of its proposals (3.2).

@@ -29,12 +29,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pydet.anchors import AnchorGenerator, permute_to_anchors
-from pydet.assignment import AnchorTargets
+from pydet.assignment import AnchorTargets, targets_of_rows
 from pydet.backbones.resnet import ResNet
 from pydet.layers.fpn import FPN, ExtraFrom
 from pydet.layers.norm import Norm
 from pydet.layers.subnet import initialize_head, subnet
 from pydet.locations import LevelGrid, assign_locations
+from pydet.losses import NORMALIZERS, Normalizer, per_foreground
 from pydet.models._checks import (
     check_at_least,
     check_between,
@@ -48,6 +49,7 @@ from pydet.ops import generalized_box_iou_loss, iou_loss, sigmoid_focal_loss
 from pydet.postprocess import (
     PaddedDetections,
     at_least_float32,
+    rows_at,
     select_detections,
     top_candidates,
 )
@@ -60,7 +62,7 @@ _CHOICES = {
     "distances": ("strides", "pixels"),
     "head_norm": ("group", "none"),
     "location_strides": ("level", "image"),
-    "normalizer": ("image", "batch"),
+    "normalizer": NORMALIZERS,
     "score": ("product", "sqrt"),
 }
 
@@ -94,8 +96,7 @@ class FCOSConfig:
     box_loss: Literal["giou", "iou"] = "giou"  # table 3 "GIoU"; section 3.1: -ln IoU
     box_loss_weight: float = 1.0  # lambda, section 3.1
     centerness_loss_weight: float = 1.0  # section 3.3
-    # Sums of losses are divided by the foreground locations of each image, or of the batch.
-    normalizer: Literal["image", "batch"] = "image"
+    normalizer: Normalizer = "image"  # of all losses; see per_foreground
     score: Literal["product", "sqrt"] = "product"  # of class and centre-ness (3.3), or its root
     score_threshold: float = 0.05
     candidates_per_level: int = 1000
@@ -170,16 +171,8 @@ def assign_targets(output: FCOSOutput, targets: PackedTargets, offset: float) ->
         targets: In the pixels of the batch.
         offset: Of locations, in strides.
     """
-    matched = assign_locations(output.grids, offset, targets)  # [B, A]
-    foreground = matched >= 0
-    rows = torch.where(foreground, matched, len(targets.boxes))  # one more row, at the end
-    labels = F.pad(targets.labels, (0, 1))[rows]
-    boxes = F.pad(targets.boxes, (0, 0, 0, 1))[rows].to(output.anchors.dtype)
-    return AnchorTargets(
-        torch.where(foreground, labels, matched),
-        torch.where(foreground[..., None], boxes, output.anchors),
-        foreground,
-    )
+    rows = assign_locations(output.grids, offset, targets)  # [B, A]
+    return targets_of_rows(rows, output.anchors, targets)
 
 
 def centerness(boxes: Tensor, anchors: Tensor) -> Tensor:
@@ -235,29 +228,20 @@ class FCOS(Detector):
     def predict(self, images: Tensor) -> FCOSOutput:
         """Logits, distances, centre-ness and locations for normalised images [B, 3, H, W]."""
         features = self.neck(self.backbone(images))
-        sizes = [(x.shape[2], x.shape[3]) for x in features]
-        height, width = images.shape[2:]
-        dtype = torch.float64 if images.dtype == torch.float64 else torch.float32
-        anchors = self.anchors(sizes, (height, width), images.device, dtype)
-        grids = _grids(self.config, sizes, (height, width))
+        anchors = self.anchors.for_maps(features, images)
+        grids = _grids(self.config, features, images)
         cls_logits, distances, centerness_logits = self.head(features)
         return FCOSOutput(cls_logits, distances, centerness_logits, anchors, grids)
 
     def losses(self, output: FCOSOutput, targets: PackedTargets) -> dict[str, Tensor]:
         """Focal loss of all locations that are not ignored, the others of foreground (3.1, 3.3).
 
-        Of each image the sums, divided by its foreground locations, at least 1, then the mean over
-        images; or all sums divided by the foreground locations of the batch.
+        Of each image the sums, divided by foreground locations as the config's ``normalizer`` says.
         """
         config = self.config
         assigned = assign_targets(output, targets, config.location_offset)
         foreground = assigned.foreground
         positives = foreground.sum(1)  # [B]
-        if config.normalizer == "batch":
-            positives = positives.sum() / len(targets)
-            positives = positives.clamp(min=1 / len(targets))
-        else:
-            positives = positives.clamp(min=1)
         loss_cls = sigmoid_focal_loss(
             output.cls_logits,
             assigned.labels,
@@ -276,10 +260,12 @@ class FCOS(Detector):
             weight=foreground.to(boxes.dtype),
             reduction="none",
         ).sum(1)
+        by = config.normalizer
         return {
-            "loss_cls": (loss_cls / positives).mean(),
-            "loss_box": (loss_box / positives).mean() * config.box_loss_weight,
-            "loss_centerness": (loss_centerness / positives).mean() * config.centerness_loss_weight,
+            "loss_cls": per_foreground(loss_cls, positives, by),
+            "loss_box": per_foreground(loss_box, positives, by) * config.box_loss_weight,
+            "loss_centerness": per_foreground(loss_centerness, positives, by)
+            * config.centerness_loss_weight,
         }
 
     def boxes(self, distances: Tensor, anchors: Tensor) -> Tensor:
@@ -302,8 +288,7 @@ class FCOS(Detector):
         )
         scores = candidates.scores.clamp(min=0)
         idxs = candidates.anchor_idxs
-        distances = output.distances.gather(1, idxs[..., None].expand(-1, -1, 4))  # [B, N, 4]
-        boxes = self.boxes(distances, output.anchors[idxs])
+        boxes = self.boxes(rows_at(output.distances, idxs), output.anchors[idxs])  # [B, N, 4]
         limits = image_sizes.to(boxes.dtype).flip(1).repeat(1, 2)[:, None]  # [B, 1, 4]
         return select_detections(
             torch.minimum(boxes.clamp(min=0), limits),
@@ -315,18 +300,17 @@ class FCOS(Detector):
         )
 
 
-def _grids(
-    config: FCOSConfig, sizes: list[tuple[int, int]], image_size: tuple[int, int]
-) -> tuple[LevelGrid, ...]:
+def _grids(config: FCOSConfig, maps: list[Tensor], images: Tensor) -> tuple[LevelGrid, ...]:
     strides = [2**level for level in config.levels]
     limits = config.range_limits or tuple(8.0 * stride for stride in strides[:-1])
     grids = []
-    for (height, width), stride, low, high in zip(
-        sizes, strides, (0.0, *limits), (*limits, math.inf), strict=True
+    for x, stride, low, high in zip(
+        maps, strides, (0.0, *limits), (*limits, math.inf), strict=True
     ):
+        height, width = x.shape[2:]
         steps = (stride, stride)
         if config.location_strides == "image":
-            steps = (image_size[0] // height, image_size[1] // width)
+            steps = (images.shape[2] // height, images.shape[3] // width)
         radius = config.center_radius * stride or math.inf
         grids.append(LevelGrid(height, width, *steps, low, high, radius))
     return tuple(grids)

@@ -21,7 +21,6 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pydet.anchors import AnchorGenerator, permute_to_anchors
 from pydet.assignment import AnchorTargets, assign_by_iou
@@ -29,6 +28,7 @@ from pydet.backbones.resnet import ResNet
 from pydet.layers.fpn import FPN, ExtraFrom
 from pydet.layers.norm import Norm
 from pydet.layers.subnet import initialize_head, subnet
+from pydet.losses import foreground_smooth_l1, per_foreground
 from pydet.models._checks import check_at_least, check_between, check_choice, check_length
 from pydet.models._detector import Detector
 from pydet.models._registry import override, register_model
@@ -41,6 +41,7 @@ from pydet.ops import (
 from pydet.postprocess import (
     PaddedDetections,
     at_least_float32,
+    rows_at,
     select_detections,
     top_candidates,
 )
@@ -162,17 +163,16 @@ def assign_targets(
 
 def box_loss(output: RetinaNetOutput, assigned: AnchorTargets, config: RetinaNetConfig) -> Tensor:
     """How far each foreground anchor's box is from its ground truth: [B, A], 0 elsewhere."""
-    # where, not indices: how many anchors are foreground is known to the device alone.
-    foreground = assigned.foreground[..., None]
     anchors = output.anchors.expand_as(assigned.boxes)
-    deltas = output.box_deltas.to(anchors.dtype)
     if config.box_loss == "giou":
-        boxes = torch.where(foreground, decode_boxes(deltas, anchors), assigned.boxes)
+        boxes = decode_boxes(output.box_deltas.to(anchors.dtype), anchors)
+        # where, not indices: how many anchors are foreground is known to the device alone.
+        boxes = torch.where(assigned.foreground[..., None], boxes, assigned.boxes)
         loss = generalized_box_iou_loss(boxes, assigned.boxes)
         return loss * assigned.foreground  # a box has a loss to itself: by its eps
     targets = encode_boxes(assigned.boxes, anchors)
-    deltas = torch.where(foreground, deltas, targets)
-    return F.smooth_l1_loss(deltas, targets, reduction="none", beta=config.smooth_l1_beta).sum(2)
+    beta = config.smooth_l1_beta
+    return foreground_smooth_l1(output.box_deltas, targets, assigned.foreground, beta)
 
 
 class RetinaNet(Detector):
@@ -224,14 +224,10 @@ class RetinaNet(Detector):
         """Logits, deltas and anchors for normalised images [B, 3, H, W]."""
         features = self.neck(self.backbone(images))
         cls_logits, box_deltas = self.head(features)
-        sizes = [(x.shape[2], x.shape[3]) for x in features]
-        height, width = images.shape[2:]
-        dtype = torch.float64 if images.dtype == torch.float64 else torch.float32
-        anchors = self.anchors(sizes, (height, width), images.device, dtype)
+        anchors = self.anchors.for_maps(features, images)
         num = self.anchors.num_per_location
-        return RetinaNetOutput(
-            cls_logits, box_deltas, anchors, tuple(h * w * num for h, w in sizes)
-        )
+        num_per_level = tuple(x.shape[2] * x.shape[3] * num for x in features)
+        return RetinaNetOutput(cls_logits, box_deltas, anchors, num_per_level)
 
     def losses(self, output: RetinaNetOutput, targets: PackedTargets) -> dict[str, Tensor]:
         """Focal loss of all anchors that are not ignored, box loss of foreground anchors.
@@ -241,7 +237,7 @@ class RetinaNet(Detector):
         """
         config = self.config
         assigned = assign_targets(output.anchors, targets, config)
-        positives = assigned.foreground.sum(1).clamp(min=1)  # [B]
+        positives = assigned.foreground.sum(1)  # [B]
         loss_cls = sigmoid_focal_loss(
             output.cls_logits,
             assigned.labels,
@@ -251,8 +247,8 @@ class RetinaNet(Detector):
         )
         loss_box = box_loss(output, assigned, config).sum(1)
         return {
-            "loss_cls": (loss_cls / positives).mean(),
-            "loss_box": (loss_box / positives).mean() * config.box_loss_weight,
+            "loss_cls": per_foreground(loss_cls, positives, "image"),
+            "loss_box": per_foreground(loss_box, positives, "image") * config.box_loss_weight,
         }
 
     def decode(self, output: RetinaNetOutput, image_sizes: Tensor) -> PaddedDetections:
@@ -265,10 +261,8 @@ class RetinaNet(Detector):
             config.candidates_per_level,
         )
         idxs = candidates.anchor_idxs
-        deltas = output.box_deltas.gather(1, idxs[..., None].expand(-1, -1, 4))  # [B, N, 4]
-        boxes = decode_boxes(
-            at_least_float32(deltas), output.anchors[idxs], image_sizes=image_sizes
-        )
+        deltas = at_least_float32(rows_at(output.box_deltas, idxs))  # [B, N, 4]
+        boxes = decode_boxes(deltas, output.anchors[idxs], image_sizes=image_sizes)
         return select_detections(
             boxes,
             candidates.scores,

@@ -28,12 +28,12 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pydet.anchors import DefaultBoxGenerator, permute_to_anchors
 from pydet.assignment import AnchorTargets, assign_by_iou
 from pydet.backbones.vgg import VGG16, VGGAtrousHead, scaled_channels
 from pydet.layers.norm import L2Norm, Norm, make_norm
+from pydet.losses import NORMALIZERS, Normalizer, foreground_smooth_l1, per_foreground
 from pydet.models._checks import (
     check_at_least,
     check_between,
@@ -48,6 +48,7 @@ from pydet.ops.match_anchors import BACKGROUND
 from pydet.postprocess import (
     PaddedDetections,
     at_least_float32,
+    rows_at,
     select_detections,
     top_candidates_per_class,
 )
@@ -91,9 +92,7 @@ class SSDConfig:
     focal_gamma: float = 2.0  # focal
     prior: float = 0.01  # focal: the first probability of foreground
     box_loss_weight: float = 1.0  # alpha; section 2.2
-    # What sums of losses are divided by: the foreground boxes of each image, then the mean over
-    # images; or those of the batch, which depends on how it is spread over devices.
-    loss_normalizer: Literal["image", "batch"] = "image"
+    normalizer: Normalizer = "image"  # of both losses; see per_foreground
     score_threshold: float = 0.01  # section 3.7
     candidates_per_class: int = 400  # the authors' code
     nms_iou_threshold: float = 0.45  # section 3.7
@@ -113,7 +112,7 @@ class SSDConfig:
         if not all(len(layer) == 5 for layer in self.extra_layers):
             raise refuse(self, "extra_layers", "be five numbers each")
         check_choice(self, "cls_loss", ("mining", "focal"))
-        check_choice(self, "loss_normalizer", ("image", "batch"))
+        check_choice(self, "normalizer", NORMALIZERS)
         check_between(self, "prior", 0, 1)
         check_between(self, "negatives_per_positive", 0, math.inf)
         check_at_least(self, "min_negatives", 0)
@@ -295,11 +294,7 @@ class SSD(Detector):
         """Logits, deltas and default boxes for normalised images [B, 3, H, W]."""
         features = self.neck(self.backbone(images))
         cls_logits, box_deltas = self.head(features)
-        sizes = [(x.shape[2], x.shape[3]) for x in features]
-        height, width = images.shape[2:]
-        dtype = torch.float64 if images.dtype == torch.float64 else torch.float32
-        anchors = self.anchors(sizes, (height, width), images.device, dtype)
-        return SSDOutput(cls_logits, box_deltas, anchors)
+        return SSDOutput(cls_logits, box_deltas, self.anchors.for_maps(features, images))
 
     def losses(self, output: SSDOutput, targets: PackedTargets) -> dict[str, Tensor]:
         """Loss of classes, mined or focal, and smooth L1 of foreground boxes (section 2.2)."""
@@ -319,21 +314,13 @@ class SSD(Detector):
                 logits, assigned.labels, config.negatives_per_positive, config.min_negatives
             )
         target_deltas = encode_boxes(assigned.boxes, output.anchors, config.box_weights)
-        # where, not indices: how many boxes are foreground is known to the device alone.
-        pred_deltas = torch.where(assigned.foreground[..., None], output.box_deltas, target_deltas)
-        loss_box = F.smooth_l1_loss(
-            pred_deltas.to(target_deltas.dtype), target_deltas, reduction="none"
-        ).sum((1, 2))
+        loss_box = foreground_smooth_l1(output.box_deltas, target_deltas, assigned.foreground)
         positives = assigned.foreground.sum(1)  # [B]
+        weight, by = config.box_loss_weight, config.normalizer
         return {
-            "loss_cls": self._normalized(loss_cls, positives),
-            "loss_box": self._normalized(loss_box, positives) * config.box_loss_weight,
+            "loss_cls": per_foreground(loss_cls, positives, by),
+            "loss_box": per_foreground(loss_box.sum(1), positives, by) * weight,
         }
-
-    def _normalized(self, sums: Tensor, positives: Tensor) -> Tensor:
-        if self.config.loss_normalizer == "batch":
-            return sums.sum() / positives.sum().clamp(min=1)
-        return (sums / positives.clamp(min=1)).mean()
 
     def decode(self, output: SSDOutput, image_sizes: Tensor) -> PaddedDetections:
         """The best default boxes of each class, decoded, clipped, without duplicates."""
@@ -348,9 +335,8 @@ class SSD(Detector):
             config.box_weights,
             image_sizes=image_sizes,
         )  # [B, A, 4]
-        idxs = candidates.anchor_idxs[..., None].expand(-1, -1, 4)
         return select_detections(
-            boxes.gather(1, idxs),
+            rows_at(boxes, candidates.anchor_idxs),
             candidates.scores,
             candidates.labels,
             iou_threshold=config.nms_iou_threshold,

@@ -315,9 +315,7 @@ def definition(output: SSDOutput, targets, config):
 @pytest.mark.parametrize("normalizer", ["image", "batch"])
 @pytest.mark.parametrize("cls_loss", ["mining", "focal"])
 def test_losses_are_the_definition(cls_loss, normalizer):
-    model = small(
-        cls_loss=cls_loss, loss_normalizer=normalizer, focal_alpha=0.3, box_loss_weight=2.0
-    )
+    model = small(cls_loss=cls_loss, normalizer=normalizer, focal_alpha=0.3, box_loss_weight=2.0)
     targets = packed(
         [([5, 5, 40, 44], 2), ([20, 10, 60, 50], 0)], [], [([0, 0, 30, 60], 1), ([8, 8, 40, 40], 1)]
     )
@@ -454,7 +452,7 @@ def test_exported_with_any_batch_and_size():
         {"norm": "batch", "extra_norm": "batch", "frozen_stages": 2},
         {"norm": "group", "extra_norm": "group", "anchor_clip": True, "anchor_strides": None},
         {"cls_loss": "focal", "norm": "frozen"},
-        {"loss_normalizer": "batch", "min_negatives": 10, "negatives_per_positive": 1.5},
+        {"normalizer": "batch", "min_negatives": 10, "negatives_per_positive": 1.5},
     ],
 )
 def test_variants_train(overrides):
@@ -477,7 +475,7 @@ def test_variants_train(overrides):
         ({"extra_layers": ((256, 512, 3),)}, "extra_layers must be five numbers each, got"),
         ({"prior": 1.0}, "prior must be between 0 and 1"),
         ({"cls_loss": "ohem"}, "cls_loss must be 'mining' or 'focal', got 'ohem'"),
-        ({"loss_normalizer": "none"}, "loss_normalizer must be 'image' or 'batch'"),
+        ({"normalizer": "none"}, "normalizer must be 'image' or 'batch'"),
         ({"negatives_per_positive": -1}, "negatives_per_positive must be between 0 and inf"),
         ({"min_negatives": -1}, "min_negatives must be at least 0"),
         ({"candidates_per_class": 0}, "candidates_per_class must be at least 1"),

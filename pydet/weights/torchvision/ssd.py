@@ -25,7 +25,7 @@ _ANCHORS = (4, 6, 6, 6, 4, 4)  # at each location of each map
 _CONFIG: Mapping[str, Any] = {
     "anchor_sizes": (21.0, 45.0, 99.0, 153.0, 207.0, 261.0, 315.0),
     "anchor_clip": True,
-    "loss_normalizer": "batch",
+    "normalizer": "batch",
     "preprocessing": {"antialias": False, "mean": vgg.AUTHORS_MEAN, "std": vgg.AUTHORS_STD},
 }
 _PAIRS: _names.Pairs = (
