@@ -78,8 +78,8 @@ def load(
             VGG-16.
         device: Where the model is to lie.
         norm_eps: For files of torchvision: the number added to variances. By default what their
-            published files were trained with: 0 for a RetinaNet in the layout of torchvision before
-            0.13, and 1e-5 for all others.
+            published files were trained with: 0 for a Faster R-CNN or a RetinaNet in the layout of
+            torchvision before 0.13, and 1e-5 for all others.
         keep_background: For detectors of torchvision that learn sigmoids: whether their class 0,
             which is never an object, stays: then labels are theirs. By default it goes and labels
             are less by one.

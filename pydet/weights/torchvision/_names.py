@@ -15,7 +15,7 @@ Pairs = Sequence[tuple[str, str]]
 
 BACKBONE = ("backbone.body.", "backbone.")
 # The logit of a class that is never an object: far below any threshold, near enough to learn.
-NEVER = -math.log((1 - 1e-6) / 1e-6)
+_NEVER = -math.log((1 - 1e-6) / 1e-6)
 
 
 def is_old_fpn(state: Mapping[str, Tensor]) -> bool:
@@ -72,21 +72,31 @@ def _replace(name: str, pairs: Pairs) -> str | None:
     return None
 
 
-def split_background(rows: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    """Takes the first of each group of rows away.
+def drop_background(state: State, ours: str, theirs: str, groups: int) -> State:
+    """Takes class 0, the background, out of a layer whose rows are classes.
 
     Args:
-        rows: [groups · classes, ...], classes with a background at 0.
+        state: By pydet's names; it is changed.
+        ours: What the layer's names begin with there; rows are [groups · classes, ...].
+        theirs: Likewise in torchvision.
         groups: Anchors of a location.
 
     Returns:
-        The rest [groups · (classes - 1), ...], and what was taken [groups, ...].
+        What was taken, [groups, ...], by torchvision's names.
     """
-    by_class = rows.unflatten(0, (groups, -1))
-    return by_class[:, 1:].flatten(0, 1).contiguous(), by_class[:, 0].contiguous()
+    dropped: State = {}
+    for part in ("weight", "bias"):
+        by_class = state[ours + part].unflatten(0, (groups, -1))
+        state[ours + part] = by_class[:, 1:].flatten(0, 1).contiguous()
+        dropped[theirs + part] = by_class[:, 0].contiguous()
+    return dropped
 
 
-def join_background(rows: Tensor, background: Tensor) -> Tensor:
-    """The inverse of :func:`split_background`."""
-    by_class = rows.unflatten(0, (background.shape[0], -1))
-    return torch.cat((background[:, None], by_class), 1).flatten(0, 1)
+def restore_background(state: State, dropped: State, ours: str, theirs: str, groups: int) -> None:
+    """The inverse; what was not kept is made such that the background is never detected."""
+    for part, never in (("weight", 0.0), ("bias", _NEVER)):
+        by_class = state[ours + part].unflatten(0, (groups, -1))
+        background = dropped.get(theirs + part)
+        if background is None:
+            background = torch.full_like(by_class[:, 0], never)
+        state[ours + part] = torch.cat((background[:, None], by_class), 1).flatten(0, 1)

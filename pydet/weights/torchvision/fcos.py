@@ -47,9 +47,7 @@ def to_pydet(state: Mapping[str, Tensor], norm_eps: float | None, keep_backgroun
     num_classes = converted[_LAYER + "weight"].shape[0]
     if not keep_background:
         num_classes -= 1
-        for part in ("weight", "bias"):
-            rest, background = _names.split_background(converted[_LAYER + part], 1)
-            converted[_LAYER + part], dropped[_THEIRS + part] = rest, background
+        dropped = _names.drop_background(converted, _LAYER, _THEIRS, 1)
     p6 = converted["neck.extra.6.0.weight"]
     config: dict[str, Any] = {
         "norm": resnet.norm_config(state),
@@ -80,12 +78,7 @@ def from_pydet(weights: Weights) -> State:
     """
     state = dict(weights.state)
     if not weights.origin.get("keep_background", False):
-        for part, value in (("weight", 0.0), ("bias", _names.NEVER)):
-            layer = state[_LAYER + part]
-            background = weights.dropped.get(_THEIRS + part)
-            if background is None:
-                background = layer.new_full((1, *layer.shape[1:]), value)
-            state[_LAYER + part] = _names.join_background(layer, background)
+        _names.restore_background(state, weights.dropped, _LAYER, _THEIRS, 1)
     pairs = _pairs(weights.origin.get("layout") == "old", weights.config["head_convs"])
     return _names.from_pydet(state, pairs, TITLE)
 

@@ -45,9 +45,7 @@ def to_pydet(state: Mapping[str, Tensor], norm_eps: float | None, keep_backgroun
     num_classes = converted[_LAYER + "weight"].shape[0] // _NUM_ANCHORS
     if not keep_background:
         num_classes -= 1
-        for part in ("weight", "bias"):
-            rest, background = _names.split_background(converted[_LAYER + part], _NUM_ANCHORS)
-            converted[_LAYER + part], dropped[_THEIRS + part] = rest, background
+        dropped = _names.drop_background(converted, _LAYER, _THEIRS, _NUM_ANCHORS)
     p6 = converted["neck.extra.6.0.weight"]
     if norm_eps is None:
         norm_eps = 0.0 if is_old else 1e-5
@@ -87,12 +85,7 @@ def from_pydet(weights: Weights) -> State:
             f"got {rows // weights.num_classes}"
         )
     if not weights.origin.get("keep_background", False):
-        for part, value in (("weight", 0.0), ("bias", _names.NEVER)):
-            layer = state[_LAYER + part]
-            background = weights.dropped.get(_THEIRS + part)
-            if background is None:
-                background = layer.new_full((_NUM_ANCHORS, *layer.shape[1:]), value)
-            state[_LAYER + part] = _names.join_background(layer, background)
+        _names.restore_background(state, weights.dropped, _LAYER, _THEIRS, _NUM_ANCHORS)
     has_norm = weights.config["head_norm"] == "group"
     pairs = _pairs(weights.origin.get("layout") == "old", has_norm)
     return _names.from_pydet(state, pairs, TITLE)
