@@ -13,34 +13,10 @@ import pydet
 from pydet.models import Detector
 from pydet.preprocessing import Preprocessing
 from tests.conftest import needs_cuda
+from tests.models.helpers import SMALL
 
 NUM_CLASSES = 3
 SIZES = [(61, 83), (70, 50)]
-# What makes a detector small enough for a test, by the beginning of its name.
-TWO_STAGES = {
-    "rpn_channels": 16,
-    "box_channels": 32,
-    "train_pre_nms": 100,
-    "train_post_nms": 50,
-    "pre_nms": 100,
-    "post_nms": 30,
-    "roi_sample": 16,
-}
-ONE_MAP = {**TWO_STAGES, "anchor_sizes": [[16, 32, 64]]}
-SMALL = {
-    "faster_rcnn_vgg16": {**ONE_MAP, "width": 0.125, "box_dropout": 0.0},
-    "faster_rcnn_resnet50_c4": {**ONE_MAP, "pool_size": 4, "roi_sample": 8},
-    "faster_rcnn": {**TWO_STAGES, "fpn_channels": 16},
-    "fcos": {"fpn_channels": 16, "head_convs": 1},
-    "retinanet": {"fpn_channels": 16, "head_convs": 1},
-    "ssd": {
-        "width": 1 / 16,
-        "extra_layers": ((256, 512, 3, 2, 1),),
-        "anchor_sizes": (12, 24, 40, 60),  # each target has a default box on each level
-        "anchor_ratios": ((2,), (2, 3), (2,)),
-        "anchor_strides": (8, 16, 32),
-    },
-}
 PREPROCESSING = {"resize": "short_side", "size": 64, "max_size": 96, "size_divisor": 32}
 
 

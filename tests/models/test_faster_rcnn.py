@@ -15,19 +15,10 @@ from pydet.models.faster_rcnn import FasterRCNN
 from pydet.ops import batched_nms, box_iou, decode_boxes, encode_boxes
 from pydet.ops.match_anchors import BACKGROUND, IGNORED
 from pydet.sampling import Samples
-from pydet.structures import pack_targets
+from tests.models import helpers
+from tests.models.helpers import assert_detect_alike, assert_trains, packed
 
-SMALL = {
-    "fpn_channels": 16,
-    "rpn_channels": 16,
-    "box_channels": 32,
-    "train_pre_nms": 100,
-    "train_post_nms": 50,
-    "pre_nms": 100,
-    "post_nms": 30,
-    "roi_sample": 16,
-    "preprocessing": {"size": 64, "max_size": 96},
-}
+SMALL = {**helpers.SMALL["faster_rcnn"], "preprocessing": {"size": 64, "max_size": 96}}
 
 
 def small(name="resnet18_fpn", num_classes=3, **overrides) -> FasterRCNN:
@@ -35,19 +26,6 @@ def small(name="resnet18_fpn", num_classes=3, **overrides) -> FasterRCNN:
     model = pydet.create_model(f"faster_rcnn_{name}", num_classes, **{**SMALL, **overrides})
     assert isinstance(model, FasterRCNN)
     return model
-
-
-def packed(*images, sizes=None):
-    """Targets of (box, label) pairs; a third entry True makes a box ignored."""
-    targets = [
-        {
-            "boxes": torch.tensor([box for box, *_ in image], dtype=torch.float32).reshape(-1, 4),
-            "labels": torch.tensor([label for _, label, *_ in image], dtype=torch.int64),
-            "ignored": torch.tensor([bool(rest) for _, _, *rest in image], dtype=torch.bool),
-        }
-        for image in images
-    ]
-    return pack_targets(targets, sizes)
 
 
 def random_boxes(*shape, size=60.0, seed=0):
@@ -416,11 +394,7 @@ def test_regions_without_a_proposal_are_never_detected():
 )
 def test_variants_train(name, overrides):
     model = small(name, **overrides)
-    targets = [{"boxes": torch.tensor([[5.0, 5, 40, 44]]), "labels": torch.tensor([2])}]
-    sum(model([torch.rand(3, 64, 64)], targets).values()).backward()
-    for key, parameter in model.named_parameters():
-        assert parameter.grad is not None, key
-        assert parameter.grad.isfinite().all(), key
+    assert_trains(model)
 
 
 @pytest.mark.parametrize(
@@ -464,10 +438,7 @@ def test_learns_one_image():
 def test_from_image_to_padded_detections_is_one_graph():
     model = small(score_threshold=0.01).eval()
     compiled = torch.compile(model.detect, fullgraph=True, dynamic=False, backend="eager")
-    x, sizes = torch.randn(2, 3, 64, 96), torch.full((2, 2), 60.0)
-    with torch.no_grad():
-        for a, b in zip(model.detect(x, sizes), compiled(x, sizes), strict=True):
-            torch.testing.assert_close(a, b)
+    assert_detect_alike(model.detect, compiled, [(2, 3, 64, 96)])
 
 
 def test_config_can_be_changed_after_building():

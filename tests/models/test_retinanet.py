@@ -17,7 +17,7 @@ from pydet.models.retinanet import (
     assign_targets,
 )
 from pydet.ops import box_iou, generalized_box_iou
-from pydet.structures import pack_targets
+from tests.models.helpers import assert_detect_alike, assert_trains, packed
 
 SMALL = {"fpn_channels": 16, "head_convs": 1, "preprocessing": {"size": 64, "max_size": 96}}
 
@@ -27,19 +27,6 @@ def small(num_classes=3, **overrides) -> RetinaNet:
     model = pydet.create_model("retinanet_resnet18_fpn", num_classes, **{**SMALL, **overrides})
     assert isinstance(model, RetinaNet)
     return model
-
-
-def packed(*images, sizes=None):
-    """Targets of (box, label) pairs; a third entry True makes a box ignored."""
-    targets = [
-        {
-            "boxes": torch.tensor([box for box, *_ in image], dtype=torch.float32).reshape(-1, 4),
-            "labels": torch.tensor([label for _, label, *_ in image], dtype=torch.int64),
-            "ignored": torch.tensor([bool(rest) for _, _, *rest in image], dtype=torch.bool),
-        }
-        for image in images
-    ]
-    return pack_targets(targets, sizes)
 
 
 # --- structure -----------------------------------------------------------------------------------
@@ -316,11 +303,7 @@ def test_detections_are_limited_and_overlapping_ones_removed():
 def test_from_image_to_padded_detections_is_one_graph_for_all_sizes():
     model = small(score_threshold=0.01).eval()
     compiled = torch.compile(model.detect, fullgraph=True, dynamic=True, backend="eager")
-    with torch.no_grad():
-        for shape in [(2, 3, 64, 96), (3, 3, 128, 64)]:
-            x, sizes = torch.randn(shape), torch.full((shape[0], 2), 60.0)
-            for a, b in zip(model.detect(x, sizes), compiled(x, sizes), strict=True):
-                torch.testing.assert_close(a, b)
+    assert_detect_alike(model.detect, compiled, [(2, 3, 64, 96), (3, 3, 128, 64)])
 
 
 # --- configuration -------------------------------------------------------------------------------
@@ -338,12 +321,8 @@ def test_from_image_to_padded_detections_is_one_graph_for_all_sizes():
 )
 def test_variants_train(overrides):
     model = small(**overrides)
-    targets = [{"boxes": torch.tensor([[5.0, 5, 40, 44]]), "labels": torch.tensor([2])}]
-    sum(model([torch.rand(3, 64, 64)], targets).values()).backward()
     # One image of 64 pixels has one location at P6: a batch norm of one value has no gradient.
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.isfinite().all(), name
+    assert_trains(model)
 
 
 @pytest.mark.parametrize(

@@ -15,17 +15,12 @@ import pydet
 from pydet.models.ssd import SSD, SSDConfig, SSDOutput, assign_targets, mined_cross_entropy
 from pydet.ops import box_iou
 from pydet.structures import pack_targets
+from tests.models import helpers
+from tests.models.helpers import assert_detect_alike, packed
 from tests.reference.match_anchors import match_anchors as matches_by_definition
 from tests.strategies import lattice_boxes, tensor_of_boxes
 
-SMALL = {
-    "width": 1 / 16,
-    "extra_layers": ((256, 512, 3, 2, 1),),
-    "anchor_sizes": (12, 24, 40, 60),
-    "anchor_ratios": ((2,), (2, 3), (2,)),
-    "anchor_strides": (8, 16, 32),
-    "preprocessing": {"size": (64, 64)},
-}
+SMALL = {**helpers.SMALL["ssd"], "preprocessing": {"size": (64, 64)}}
 
 
 def small(num_classes=3, name="ssd300_vgg16", **overrides) -> SSD:
@@ -33,19 +28,6 @@ def small(num_classes=3, name="ssd300_vgg16", **overrides) -> SSD:
     model = pydet.create_model(name, num_classes, **{**SMALL, **overrides})
     assert isinstance(model, SSD)
     return model
-
-
-def packed(*images, sizes=None):
-    """Targets of (box, label) pairs; a third entry True makes a box ignored."""
-    targets = [
-        {
-            "boxes": torch.tensor([box for box, *_ in image], dtype=torch.float32).reshape(-1, 4),
-            "labels": torch.tensor([label for _, label, *_ in image], dtype=torch.int64),
-            "ignored": torch.tensor([bool(rest) for _, _, *rest in image], dtype=torch.bool),
-        }
-        for image in images
-    ]
-    return pack_targets(targets, sizes)
 
 
 # --- structure -----------------------------------------------------------------------------------
@@ -408,12 +390,8 @@ def test_from_image_to_padded_detections_is_one_graph_for_all_sizes():
     model = small(score_threshold=0.01, anchor_strides=None, anchor_clip=True).eval()
     counter = CompileCounter()
     compiled = torch.compile(model.detect, fullgraph=True, dynamic=True, backend=counter)
-    with torch.no_grad():
-        # Five images first: dimensions that are equal then are taken for one, as 2 or 3 would be.
-        for shape in [(5, 3, 64, 96), (2, 3, 128, 64)]:
-            x, sizes = torch.randn(shape), torch.full((shape[0], 2), 60.0)
-            for a, b in zip(model.detect(x, sizes), compiled(x, sizes), strict=True):
-                torch.testing.assert_close(a, b)
+    # Five images first: dimensions that are equal then are taken for one, as 2 or 3 would be.
+    assert_detect_alike(model.detect, compiled, [(5, 3, 64, 96), (2, 3, 128, 64)])
     assert counter.frame_count == 1
 
 
@@ -434,11 +412,7 @@ def test_exported_with_any_batch_and_size():
     shapes = {"images": {0: batch, 2: 32 * height, 3: 32 * width}, "sizes": {0: batch}}
     example = (torch.randn(2, 3, 64, 96), torch.full((2, 2), 60.0))
     program = torch.export.export(Detect(model), example, dynamic_shapes=shapes)
-    with torch.no_grad():
-        for shape in [(2, 3, 64, 96), (5, 3, 128, 64)]:
-            x, sizes = torch.randn(shape), torch.full((shape[0], 2), 60.0)
-            for a, b in zip(model.detect(x, sizes), program.module()(x, sizes), strict=True):
-                torch.testing.assert_close(a, b)
+    assert_detect_alike(model.detect, program.module(), [(2, 3, 64, 96), (5, 3, 128, 64)])
 
 
 # --- configuration -------------------------------------------------------------------------------

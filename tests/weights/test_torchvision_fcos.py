@@ -1,18 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """torchvision's FCOS with random weights, beside pydet's with the same: equal results."""
 
+import functools
+
 import pytest
 import torch
 
 import pydet
+from tests.weights.helpers import (
+    NUM_CLASSES,
+    RESIZE,
+    assert_same_detections,
+    assert_same_gradients,
+    images_and_targets,
+    load_saved,
+    shake_norms,
+    zero_based,
+)
 
 torchvision = pytest.importorskip(
     "torchvision", reason="needs torchvision, whose results are compared with", exc_type=ImportError
 )
-
-NUM_CLASSES = 6  # torchvision's, with the background
-SIZES = [(97, 141), (160, 83)]
-RESIZE = {"min_size": 120, "max_size": 180}
 
 
 def torchvision_model(depth: int, frozen: bool = False):
@@ -28,12 +36,8 @@ def torchvision_model(depth: int, frozen: bool = False):
         trunk, 5, returned_layers=[2, 3, 4], extra_blocks=LastLevelP6P7(256, 256)
     )
     model = fcos.FCOS(extractor, NUM_CLASSES, **RESIZE)
+    shake_norms(model)
     with torch.no_grad():
-        for name, value in model.state_dict().items():
-            if name.endswith(("running_mean", "bn1.bias", "bn2.bias", "bn3.bias")):
-                value.normal_(std=0.1)
-            elif name.endswith("running_var"):
-                value.uniform_(0.5, 1.5)
         head, boxes = model.head.classification_head, model.head.regression_head
         for layer in (head.cls_logits, boxes.bbox_reg, boxes.bbox_ctrness):
             layer.weight.normal_(std=0.05)
@@ -43,29 +47,9 @@ def torchvision_model(depth: int, frozen: bool = False):
     return model.double()  # where rounding does not decide which of two near scores is higher
 
 
-def images_and_targets(seed: int = 1):
-    generator = torch.Generator().manual_seed(seed)
-    images = [torch.rand(3, *size, generator=generator).double() for size in SIZES]
-    targets = []
-    for height, width in SIZES:
-        corners = torch.rand(7, 2, 2, generator=generator).sort(1).values
-        boxes = (corners * torch.tensor([width, height])).flatten(1)
-        boxes[:, 2:] += 0.5  # none without area
-        boxes = torch.minimum(boxes, torch.tensor([width, height] * 2).float())
-        labels = torch.randint(1, NUM_CLASSES, (7,), generator=generator)
-        targets.append({"boxes": boxes, "labels": labels})
-    return images, targets
-
-
 @pytest.fixture
 def load(tmp_path):
-    def run(state, **options):
-        path = tmp_path / "weights.pth"
-        torch.save(state, path)
-        size = {"size": RESIZE["min_size"], "max_size": RESIZE["max_size"]}
-        return pydet.load(path, preprocessing=size, **options).double()
-
-    return run
+    return functools.partial(load_saved, tmp_path)
 
 
 @pytest.mark.parametrize(("depth", "frozen"), [(50, False), (18, True)])
@@ -73,14 +57,7 @@ def test_same_detections(depth, frozen, load):
     theirs = torchvision_model(depth, frozen).eval()
     ours = load(theirs.state_dict())
     assert ours.name == f"fcos_resnet{depth}_fpn"
-    images, _ = images_and_targets()
-    with torch.no_grad():
-        expected, got = theirs(images), ours(images)
-    for a, b in zip(expected, got, strict=True):
-        assert len(a["scores"]) > 50, "too few detections to compare"
-        torch.testing.assert_close(b["scores"], a["scores"], atol=1e-4, rtol=1e-4)
-        assert torch.equal(b["labels"], a["labels"] - 1)
-        torch.testing.assert_close(b["boxes"], a["boxes"], atol=1e-4, rtol=1e-4)
+    assert_same_detections(theirs, ours, images_and_targets()[0], least=50)
 
 
 LOSSES = {
@@ -98,7 +75,7 @@ def test_same_losses_and_gradients(has_objects, load):
     empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
     targets = targets if has_objects else [empty, empty]
     expected = theirs([i.clone() for i in images], targets)
-    got = ours(images, [{"boxes": t["boxes"], "labels": t["labels"] - 1} for t in targets])
+    got = ours(images, zero_based(targets))
     for key, value in LOSSES.items():
         torch.testing.assert_close(got[key], expected[value], atol=1e-4, rtol=1e-4)
     assert (got["loss_box"] > 0) == has_objects
@@ -110,8 +87,7 @@ def test_same_losses_and_gradients(has_objects, load):
         (ours.head.box_distances.bias, theirs.head.regression_head.bbox_reg.bias),
         (ours.head.centerness.bias, theirs.head.regression_head.bbox_ctrness.bias),
     ]
-    for mine, other in pairs:
-        torch.testing.assert_close(mine.grad, other.grad, atol=1e-6, rtol=1e-4)
+    assert_same_gradients(pairs)
 
 
 def test_trunk_of_imagenet_fills_the_backbone(tmp_path):

@@ -8,14 +8,20 @@ import torch
 from torch import nn
 
 import pydet
+from tests.weights.helpers import (
+    NUM_CLASSES,
+    RESIZE,
+    assert_same_detections,
+    assert_same_gradients,
+    images_and_targets,
+    load_saved,
+    shake_norms,
+    zero_based,
+)
 
 torchvision = pytest.importorskip(
     "torchvision", reason="needs torchvision, whose results are compared with", exc_type=ImportError
 )
-
-NUM_CLASSES = 6  # torchvision's, with the background
-SIZES = [(97, 141), (160, 83)]
-RESIZE = {"min_size": 120, "max_size": 180}
 
 
 def torchvision_model(kind: str, seed: int = 0, depth: int = 18):
@@ -40,12 +46,8 @@ def torchvision_model(kind: str, seed: int = 0, depth: int = 18):
             trunk, 5, returned_layers=[2, 3, 4], extra_blocks=LastLevelP6P7(256, 256)
         )
         model = retinanet.RetinaNet(extractor, NUM_CLASSES, **RESIZE)
+    shake_norms(model)
     with torch.no_grad():
-        for name, value in model.state_dict().items():
-            if name.endswith(("running_mean", "bn1.bias", "bn2.bias", "bn3.bias")):
-                value.normal_(std=0.1)
-            elif name.endswith("running_var"):
-                value.uniform_(0.5, 1.5)
         head = model.head
         for layer in (head.classification_head.cls_logits, head.regression_head.bbox_reg):
             layer.weight.normal_(std=0.05)
@@ -70,29 +72,9 @@ def old_layout(state):
     return renamed
 
 
-def images_and_targets(seed: int = 1):
-    generator = torch.Generator().manual_seed(seed)
-    images = [torch.rand(3, *size, generator=generator).double() for size in SIZES]
-    targets = []
-    for height, width in SIZES:
-        corners = torch.rand(7, 2, 2, generator=generator).sort(1).values
-        boxes = (corners * torch.tensor([width, height])).flatten(1)
-        boxes[:, 2:] += 0.5  # none without area
-        boxes = torch.minimum(boxes, torch.tensor([width, height] * 2).float())
-        labels = torch.randint(1, NUM_CLASSES, (7,), generator=generator)
-        targets.append({"boxes": boxes, "labels": labels})
-    return images, targets
-
-
 @pytest.fixture
 def load(tmp_path):
-    def run(state, **options):
-        path = tmp_path / "weights.pth"
-        torch.save(state, path)
-        size = {"size": RESIZE["min_size"], "max_size": RESIZE["max_size"]}
-        return pydet.load(path, preprocessing=size, **options).double()
-
-    return run
+    return functools.partial(load_saved, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -102,14 +84,7 @@ def load(tmp_path):
 def test_same_detections(kind, depth, seed, load):
     theirs = torchvision_model(kind, seed, depth).eval()
     ours = load(theirs.state_dict())
-    images, _ = images_and_targets(seed)
-    with torch.no_grad():
-        expected, got = theirs(images), ours(images)
-    for a, b in zip(expected, got, strict=True):
-        assert len(a["scores"]) > 50, "too few detections to compare"
-        torch.testing.assert_close(b["scores"], a["scores"], atol=1e-4, rtol=1e-4)
-        assert torch.equal(b["labels"], a["labels"] - 1)
-        torch.testing.assert_close(b["boxes"], a["boxes"], atol=1e-4, rtol=1e-4)
+    assert_same_detections(theirs, ours, images_and_targets(seed)[0], least=50)
 
 
 @pytest.mark.parametrize("kind", ["batch", "frozen"])
@@ -135,8 +110,7 @@ def test_same_losses_and_gradients(kind, depth, seed, load):
     ours = load(theirs.state_dict()).train()
     images, targets = images_and_targets(seed)
     expected = theirs([i.clone() for i in images], targets)
-    zero_based = [{"boxes": t["boxes"], "labels": t["labels"] - 1} for t in targets]
-    got = ours(images, zero_based)
+    got = ours(images, zero_based(targets))
     torch.testing.assert_close(got["loss_cls"], expected["classification"], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(got["loss_box"], expected["bbox_regression"], atol=1e-4, rtol=1e-4)
     sum(expected.values()).backward()
@@ -146,8 +120,7 @@ def test_same_losses_and_gradients(kind, depth, seed, load):
         (ours.neck.extra["6"][0].weight, theirs.backbone.fpn.extra_blocks.p6.weight),
         (ours.head.box_deltas.bias, theirs.head.regression_head.bbox_reg.bias),
     ]
-    for mine, other in pairs:
-        torch.testing.assert_close(mine.grad, other.grad, atol=1e-6, rtol=1e-4)
+    assert_same_gradients(pairs)
 
 
 def test_images_without_objects_give_the_same_losses(load):
@@ -156,7 +129,7 @@ def test_images_without_objects_give_the_same_losses(load):
     images, targets = images_and_targets()
     targets[0] = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
     expected = theirs([i.clone() for i in images], targets)
-    got = ours(images, [{"boxes": t["boxes"], "labels": t["labels"] - 1} for t in targets])
+    got = ours(images, zero_based(targets))
     torch.testing.assert_close(got["loss_cls"], expected["classification"], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(got["loss_box"], expected["bbox_regression"], atol=1e-4, rtol=1e-4)
 
