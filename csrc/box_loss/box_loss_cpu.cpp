@@ -4,6 +4,7 @@
 
 #include "box_loss/box_loss.h"
 #include "common/isa.h"
+#include "common/loss_cpu.h"
 #include "common/parallel_for.h"
 
 namespace pydet {
@@ -12,10 +13,6 @@ namespace {
 
 // Pairs that are computed together, in arrays that stay in the first-level cache.
 constexpr int64_t kChunk = 256;
-// Loops have no remainder that fills no vector.
-constexpr int64_t kLanes = 16;
-
-constexpr int64_t padded(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
 
 // Calls body(kind) with the kind of overlap of the loss as a type.
 template <class Body>
@@ -92,22 +89,11 @@ auto result_of(const Box<C>& box) {
   return Box<A>{result_of(box.x1), result_of(box.y1), result_of(box.x2), result_of(box.y2)};
 }
 
-// The sum of values[0, count), by halves: the order does not depend on the width of the vectors.
-template <class A>
-A folded_sum(A* values, int64_t count) {
-  while (count > 1) {
-    const int64_t pairs = count / 2, rest = count - pairs;
-    for (int64_t i = 0; i < pairs; ++i) values[i] += values[rest + i];
-    count = rest;
-  }
-  return values[0];
-}
-
 // The formulas, each a plain loop: that of float is compiled once an instruction set.
 
 template <class A, bool kDual>
-using LossLoop = void (*)(int64_t count, const Boxes<A, kDual>* a, const Boxes<A, kDual>* b, A eps,
-                          A* values);
+using PairLossLoop = void (*)(int64_t count, const Boxes<A, kDual>* a, const Boxes<A, kDual>* b,
+                              A eps, A* values);
 
 template <class A, bool kDual, class Kind>
 struct ForwardLoop {
@@ -115,7 +101,7 @@ struct ForwardLoop {
 
   static void run(int64_t count, const Boxes<A, kDual>* a, const Boxes<A, kDual>* b, A eps,
                   A* __restrict values) {
-    count = count / kLanes * kLanes;  // for the compiler
+    count = count / kLossLanes * kLossLanes;  // for the compiler
     for (int64_t i = 0; i < count; ++i)
       values[i] = result_of(pair_loss<Kind>(a->box(i), b->box(i), C(eps)));
   }
@@ -137,7 +123,7 @@ struct BackwardLoop {
 
   static void run(int64_t count, const Boxes<A, kDual>* a, const Boxes<A, kDual>* b, A eps,
                   const A* __restrict grads, Gradients<A>* __restrict result) {
-    count = count / kLanes * kLanes;
+    count = count / kLossLanes * kLossLanes;
     for (int64_t i = 0; i < count; ++i) {
       Box<C> of_a, of_b;
       pair_loss_backward<Kind>(a->box(i), b->box(i), C(eps), C(grads[i]), &of_a, &of_b);
@@ -164,8 +150,8 @@ struct LossPiece {
   using A = acc_t<T>;
 
   // Pairs [begin, end): their losses, or the sum of them.
-  static void run(const BoxLossArgs<T>* args, LossLoop<A, kDual> loop, int64_t begin, int64_t end,
-                  A* loss, double* sum) {
+  static void run(const BoxLossArgs<T>* args, PairLossLoop<A, kDual> loop, int64_t begin,
+                  int64_t end, A* loss, double* sum) {
     Boxes<A, kDual> a, b;
     A values[kChunk];
     double total = 0;
@@ -223,7 +209,7 @@ void run_forward(const BoxLossArgs<T>& args, acc_t<T>* loss, double* partials) {
     constexpr bool kDual = decltype(along_v)::value;
     constexpr bool kPlain = kDual && std::is_same_v<A, double>;
     using Side = const Boxes<A, kDual>*;
-    const LossLoop<A, kDual> loop =
+    const PairLossLoop<A, kDual> loop =
         best_of<ForwardLoop<A, kDual, decltype(kind)>, kPlain, Side, Side, A, A*>();
     parallel_for(args.count, kBoxLossPiece, [&](int64_t begin, int64_t end) {
       run_on_best_isa<LossPiece<T, kDual>>(
@@ -243,9 +229,8 @@ void box_loss(const BoxLossArgs<T>& args, acc_t<T>* loss) {
 template <class T>
 void box_loss_sum(const BoxLossArgs<T>& args, double* partials, acc_t<T>* sum) {
   run_forward(args, static_cast<acc_t<T>*>(nullptr), partials);
-  double total = 0;
-  for (int64_t piece = 0; piece < box_loss_pieces(args.count); ++piece) total += partials[piece];
-  *sum = static_cast<acc_t<T>>(args.count == 0 ? 0 : total * args.scale);
+  // Of no pairs the mean is 0 as well, whatever the scale is.
+  add_partials(1, box_loss_pieces(args.count), args.count == 0 ? 0.0 : args.scale, partials, sum);
 }
 
 template <class T>

@@ -14,10 +14,6 @@ namespace {
 // Elements that are computed together, in arrays that stay in the first-level cache.
 constexpr int64_t kLossChunk = 1024;
 
-constexpr int64_t padded(int64_t count) {
-  return (count + kLossLanes - 1) / kLossLanes * kLossLanes;
-}
-
 // The elements p[0, count) as numbers to compute with, and zeros up to padded(count): themselves
 // where that is what they are, or copied to `buffer`.
 template <class T>

@@ -20,6 +20,21 @@ using LossLoop = void (*)(double alpha, double gamma, int64_t count, const A* x,
 // Loops have no remainder that fills no vector.
 constexpr int64_t kLossLanes = 16;
 
+constexpr int64_t padded(int64_t count, int64_t lanes = kLossLanes) {
+  return (count + lanes - 1) / lanes * lanes;
+}
+
+// Calls Kernel::run; of double without instruction sets: it goes by the functions of the C library,
+// which none makes faster.
+template <class A, class Kernel, class... Args>
+void run_best(Args... args) {
+  if constexpr (std::is_same_v<A, double>) {
+    Kernel::run(args...);
+  } else {
+    run_on_best_isa<Kernel>(args...);
+  }
+}
+
 template <class A, class Loss, Derivative kDerivative>
 struct FormulaLoop {
   static void run(double alpha, double gamma, int64_t count, const A* __restrict x,
@@ -39,16 +54,11 @@ struct FormulaLoop {
   }
 };
 
-// Double goes by the functions of the C library, which no instruction set makes faster.
 template <class A, class Loss, Derivative kDerivative>
 LossLoop<A> loop_of() {
-  using Loop = FormulaLoop<A, Loss, kDerivative>;
-  if constexpr (std::is_same_v<A, double>) {
-    return &Loop::run;
-  } else {
-    return [](double alpha, double gamma, int64_t count, const A* x, const A* t, A label,
-              A* values) { run_on_best_isa<Loop>(alpha, gamma, count, x, t, label, values); };
-  }
+  return [](double alpha, double gamma, int64_t count, const A* x, const A* t, A label, A* values) {
+    run_best<A, FormulaLoop<A, Loss, kDerivative>>(alpha, gamma, count, x, t, label, values);
+  };
 }
 
 // The call, with the loop for its derivative. Instantiated for float, double, Half and BFloat16.

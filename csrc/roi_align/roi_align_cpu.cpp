@@ -57,23 +57,9 @@ struct AlignChannels {
                        const T* map, A* sums) {
     if (bin.empty())
       std::fill_n(sums, roi.columns.size() * kVectors * (sizeof(V) / sizeof(A)), A(0));
-    for (const RoiCell<A>* row = bin.first; row < bin.last;) {
-      const bool start = row == bin.first;
-      const int64_t left = bin.last - row;
-      if (left >= 4) {
-        add_rows<V, kVectors, 4>(roi, row, strides, map, start, sums);
-        row += 4;
-      } else if (left == 3) {
-        add_rows<V, kVectors, 3>(roi, row, strides, map, start, sums);
-        row += 3;
-      } else if (left == 2) {
-        add_rows<V, kVectors, 2>(roi, row, strides, map, start, sums);
-        row += 2;
-      } else {
-        add_rows<V, kVectors, 1>(roi, row, strides, map, start, sums);
-        row += 1;
-      }
-    }
+    for_each_rows(bin, [&](const RoiCell<A>* rows, auto number, bool start) {
+      add_rows<V, kVectors, decltype(number)::value>(roi, rows, strides, map, start, sums);
+    });
   }
 
   // The bins of one RoI, `stride` elements apart. `sums` has room for as many channels of each

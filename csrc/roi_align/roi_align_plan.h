@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 #include "common/channel_block.h"
@@ -31,6 +32,25 @@ struct RoiBin {
   const RoiCell<A>* end() const { return last; }
   bool empty() const { return first == last; }
 };
+
+// Calls body(rows, kRows, start) for the cells of a bin, four at a time and then what is left,
+// kRows being a constant; `start` for the first of them.
+template <class A, class Body>
+void for_each_rows(const RoiBin<A>& bin, const Body& body) {
+  const RoiCell<A>* rows = bin.first;
+  for (; bin.last - rows >= 4; rows += 4)
+    body(rows, std::integral_constant<int, 4>{}, rows == bin.first);
+  switch (bin.last - rows) {
+    case 3:
+      return body(rows, std::integral_constant<int, 3>{}, rows == bin.first);
+    case 2:
+      return body(rows, std::integral_constant<int, 2>{}, rows == bin.first);
+    case 1:
+      return body(rows, std::integral_constant<int, 1>{}, rows == bin.first);
+    default:
+      return;
+  }
+}
 
 template <class A>
 struct PlannedRoi {

@@ -51,23 +51,9 @@ struct AlignPlanar {
   static void sum_rows(const RoiBin<A>& bin, const T* plane, int64_t width, int64_t count,
                        A* sums) {
     if (bin.empty()) std::fill(sums, sums + count, A(0));
-    for (const RoiCell<A>* row = bin.first; row < bin.last;) {
-      const bool start = row == bin.first;
-      const int64_t left = bin.last - row;
-      if (left >= 4) {
-        add_rows<4>(row, plane, width, start, count, sums);
-        row += 4;
-      } else if (left == 3) {
-        add_rows<3>(row, plane, width, start, count, sums);
-        row += 3;
-      } else if (left == 2) {
-        add_rows<2>(row, plane, width, start, count, sums);
-        row += 2;
-      } else {
-        add_rows<1>(row, plane, width, start, count, sums);
-        row += 1;
-      }
-    }
+    for_each_rows(bin, [&](const RoiCell<A>* rows, auto number, bool start) {
+      add_rows<decltype(number)::value>(rows, plane, width, start, count, sums);
+    });
   }
 
   // One RoI, `channels` planes. `sums` has room for 2 kLanes rows of the RoI's columns, rounded up.

@@ -9,9 +9,7 @@
 
 #include <algorithm>
 #include <limits>
-#include <type_traits>
 
-#include "common/isa.h"
 #include "common/loss_cpu.h"
 #include "common/ordered_bits.h"
 #include "common/softmax_focal.h"
@@ -24,20 +22,6 @@ namespace cpu {
 constexpr int64_t kMostRows = 16;
 // Elements a chunk, a group of rows, and the buffer, which only single rows fill.
 constexpr int64_t kChunk = 1024, kGroup = 4096, kBuffer = 16384;
-
-constexpr int64_t padded(int64_t count, int64_t lanes) {
-  return (count + lanes - 1) / lanes * lanes;
-}
-
-// Calls Kernel::run; of double without instruction sets, as the C library's functions have none.
-template <class A, class Kernel, class... Args>
-void run_best(Args... args) {
-  if constexpr (std::is_same_v<A, double>) {
-    Kernel::run(args...);
-  } else {
-    run_on_best_isa<Kernel>(args...);
-  }
-}
 
 // Chunks of a group of rows: `per_row` of `width` numbers each, in the buffer. Those behind the
 // last column, and the target's, are minus infinity: they count for nothing (where all others are
