@@ -16,7 +16,7 @@ PARTS=(packages build kernels tests memcheck racecheck initcheck synccheck bench
 # Seconds a part may take; together less than ten minutes.
 declare -A LIMITS=([packages]=20 [build]=200 [kernels]=90 [tests]=90 [memcheck]=25 [racecheck]=25
   [initcheck]=25 [synccheck]=25 [benchmarks]=95)
-NEEDED=(torch numpy PIL safetensors defusedxml setuptools wheel pybind11 ninja pytest pytest_timeout
+NEEDED=(torch numpy PIL safetensors defusedxml yaml setuptools wheel pybind11 ninja pytest pytest_timeout
   hypothesis)
 
 usage() {
@@ -76,6 +76,7 @@ packages() {
   ((${#missing[@]})) || exit 0
   [[ -n $wheels ]] || fail "$python lacks ${missing[*]}, and no --wheels is given"
   missing=("${missing[@]/#PIL/pillow}")
+  missing=("${missing[@]/#yaml/PyYAML}")
   "$python" -m pip install --quiet --no-index --no-deps --find-links "$wheels" \
     --target "$output/site" "${missing[@]//_/-}" || fail "$wheels lacks one of ${missing[*]}"
 }

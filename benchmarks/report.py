@@ -53,8 +53,8 @@ def _machine(results: dict[str, Any]) -> str:
     versions = f"torch {one['torch']}, torchvision {one['torchvision']}, pydet {one['pydet']}"
     path = f" on the {one['cpu_path']} path" if one["cpu_path"] else ""
     return (
-        f"{versions}{path}, float32 unless said otherwise. The machine had other work: its load "
-        f"average was {min(loads):.0f} to {max(loads):.0f}."
+        f"{versions}{path}, float32 unless said otherwise. The machine's load average was "
+        f"{min(loads):.1f} to {max(loads):.1f}."
     )
 
 

@@ -3,13 +3,16 @@
 
 import math
 import os
+import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any, TypeGuard
+
+import yaml
 
 from pydet.data._paths import IMAGE_SUFFIXES, resolve_inside
 from pydet.data._problems import DatasetError, OnError, ProblemLog
-from pydet.data._yaml import Value, read_yaml
 from pydet.data.dataset import (
     Box,
     DetectionDataset,
@@ -67,7 +70,7 @@ class YoloDataset(DetectionDataset):
         file = find_yolo_file(Path(root))
         if file is None:
             raise DatasetError(f"{root} has no data.yaml or dataset.yaml")
-        content = read_yaml(file)
+        content = _read_yaml(file)
         file_names = _class_names(file, content)
         names = file_names if class_names is None else list(class_names)
         folder = _folder(file, content)
@@ -100,24 +103,45 @@ def find_yolo_file(root: Path) -> Path | None:
     return next((root / name for name in names if (root / name).is_file()), None)
 
 
-def _class_names(file: Path, content: dict[str, Value]) -> list[str]:
+def _read_yaml(file: Path) -> dict[str, Any]:
+    """The keys of a file; each scalar stays text: a class may be called "no"."""
+    try:
+        with file.open("rb") as stream:
+            content = yaml.load(stream, Loader=yaml.BaseLoader)
+    except (OSError, yaml.YAMLError, RecursionError) as error:
+        reason = " ".join(str(error).split())  # YAML's is of several lines
+        raise DatasetError(f"{file} cannot be read: {reason}") from error
+    if not isinstance(content, dict):
+        raise DatasetError(f"{file} must be a map of keys, got {reprlib.repr(content)}")
+    return content
+
+
+def _is_texts(value: object) -> TypeGuard[list[str]]:
+    return isinstance(value, list) and all(isinstance(item, str) and item for item in value)
+
+
+def _class_names(file: Path, content: dict[str, Any]) -> list[str]:
     names = content.get("names", [])
     if isinstance(names, dict):
         if list(names) != [str(index) for index in range(len(names))]:
             raise DatasetError(f"{file}: names must be numbered 0, 1, 2, ..., got {list(names)}")
         names = list(names.values())
-    if not isinstance(names, list) or not names or not all(names):
-        raise DatasetError(f"{file}: names must be a list of the classes, got {names!r}")
+    if not names or not _is_texts(names):
+        raise DatasetError(
+            f"{file}: names must be a list of the classes, got {reprlib.repr(names)}"
+        )
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise DatasetError(f"{file}: names must differ, got {', '.join(twice)} twice")
     count = content.get("nc", str(len(names)))
     if count != str(len(names)):
-        raise DatasetError(f"{file}: nc must be the {len(names)} of names, got {count}")
+        raise DatasetError(
+            f"{file}: nc must be the {len(names)} of names, got {reprlib.repr(count)}"
+        )
     return names
 
 
-def _folder(file: Path, content: dict[str, Value]) -> Path:
+def _folder(file: Path, content: dict[str, Any]) -> Path:
     """The folder that paths are relative to."""
     path = content.get("path", "")
     if isinstance(path, str) and path and not PurePosixPath(path).is_absolute():
@@ -138,7 +162,7 @@ class _Part:
     path: str
 
 
-def _parts(file: Path, content: dict[str, Value], split: str | None) -> list[_Part]:
+def _parts(file: Path, content: dict[str, Any], split: str | None) -> list[_Part]:
     known = [name for name in _SPLITS if content.get(name)]
     if split is None:
         wanted = known
@@ -154,8 +178,10 @@ def _parts(file: Path, content: dict[str, Value], split: str | None) -> list[_Pa
     for name in wanted:
         value = content[name]
         paths = [value] if isinstance(value, str) else value
-        if isinstance(paths, dict):
-            raise DatasetError(f"{file}: {name} must be a path or a list of paths, got {value!r}")
+        if not _is_texts(paths):
+            raise DatasetError(
+                f"{file}: {name} must be a path or a list of paths, got {reprlib.repr(value)}"
+            )
         parts += [_Part(name, path) for path in paths]
     return parts
 

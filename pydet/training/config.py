@@ -56,7 +56,9 @@ class ModelConfig:
 class DataConfig:
     """Table ``[data]``: what to train and to evaluate on."""
 
-    path: str = _option("", "data set to train on: Pascal VOC folder, COCO JSON file or folder")
+    path: str = _option(
+        "", "data set to train on: Pascal VOC or YOLO folder, COCO JSON file or folder"
+    )
     split: str = _option(
         "", "part of it to train on; empty: train if there is one, else everything"
     )
