@@ -219,6 +219,7 @@ def test_extreme_logits(device, gamma, dtype, classes):
     assert second[:9].isfinite().all()
 
 
+@pytest.mark.large
 def test_huge_classes_in_ordinary_memory():
     """9418 classes: the forward takes no more than its inputs, the backward the gradient."""
     inputs, targets = random_call(2_000, 9418, dtype=torch.float32)
