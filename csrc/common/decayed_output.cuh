@@ -14,29 +14,21 @@ constexpr int kOutputThreads = 256;
 
 template <class T>
 __global__ void __launch_bounds__(kOutputThreads)
-    decayed_count_kernel(int64_t batch, int64_t num_boxes, int64_t max_output,
-                         acc_t<T> score_threshold, const acc_t<T>* scores, const int64_t* order,
-                         int64_t* counts) {
-  const int64_t stride = int64_t{gridDim.x} * kOutputThreads;
-  for (int64_t b = int64_t{blockIdx.x} * kOutputThreads + threadIdx.x; b < batch; b += stride) {
-    counts[b] = min_of(
-        max_output, count_ranked(num_boxes, true, score_threshold, scores, order + b * num_boxes));
-  }
-}
-
-template <class T>
-__global__ void __launch_bounds__(kOutputThreads)
     decayed_output_kernel(int64_t batch, int64_t num_boxes, int64_t max_output,
-                          const acc_t<T>* scores, const int64_t* order, const int64_t* counts,
-                          int64_t* keep, T* decayed) {
+                          acc_t<T> score_threshold, const acc_t<T>* scores, const int64_t* order,
+                          int64_t* keep, T* decayed, int64_t* counts) {
   const int64_t stride = int64_t{gridDim.x} * kOutputThreads;
-  for (int64_t i = int64_t{blockIdx.x} * kOutputThreads + threadIdx.x; i < batch * max_output;
+  const int64_t row = max_of<int64_t>(1, max_output), most = min_of(num_boxes, max_output);
+  for (int64_t i = int64_t{blockIdx.x} * kOutputThreads + threadIdx.x; i < batch * row;
        i += stride) {
-    const int64_t b = i / max_output, k = i % max_output;
-    const bool is_kept = k < counts[b];
-    const int64_t index = is_kept ? order[b * num_boxes + k] : 0;
-    keep[i] = is_kept ? index - b * num_boxes : -1;
-    store(decayed + i, is_kept ? scores[index] : acc_t<T>(0));
+    const int64_t b = i / row, k = i % row;
+    const int64_t* ranks = order + b * num_boxes;
+    const int64_t count = count_ranked(k, most, true, score_threshold, scores, ranks);
+    if (count >= 0) counts[b] = count;
+    if (k >= max_output) continue;
+    const bool is_kept = takes_part(k, most, true, score_threshold, scores, ranks);
+    keep[i] = is_kept ? ranks[k] - b * num_boxes : -1;
+    store(decayed + i, is_kept ? scores[ranks[k]] : acc_t<T>(0));
   }
 }
 
@@ -53,11 +45,10 @@ const char* write_by_score(int64_t batch, int64_t num_boxes, int64_t max_output,
                                    workspace, &order, stream);
     if (error != nullptr) return error;
   }
-  launch(decayed_count_kernel<T>, grid_size(batch, kOutputThreads), kOutputThreads, 0, stream,
-         batch, num_boxes, max_output, score_threshold, scores, order, counts);
-  if (const char* error = launch_error()) return error;
-  launch(decayed_output_kernel<T>, grid_size(batch * max_output, kOutputThreads), kOutputThreads, 0,
-         stream, batch, num_boxes, max_output, scores, order, counts, keep, decayed);
+  launch(decayed_output_kernel<T>,
+         grid_size(batch * max_of<int64_t>(1, max_output), kOutputThreads), kOutputThreads, 0,
+         stream, batch, num_boxes, max_output, score_threshold, scores, order, keep, decayed,
+         counts);
   return launch_error();
 }
 

@@ -12,7 +12,6 @@ namespace pydet {
 namespace cuda {
 
 constexpr int kRankThreads = 256;
-constexpr int kRankByImage = -1;
 
 // Key of a score; the largest of all where the box takes no part. NaN has the same key, but it is
 // never greater than a score threshold either; without one (`filter` false) all take part.
@@ -23,40 +22,38 @@ __device__ auto rank_key(const T* scores, int64_t index, bool filter, acc_t<T> s
   return filter && !(score > score_threshold) ? static_cast<decltype(key)>(~decltype(key){0}) : key;
 }
 
-// 32 bits of the keys: word number `word` of the score's (0: the lowest), or the image. In the
-// first of the sorts the boxes are still in their own order.
+// The keys of a sort: the image above the 32 bits of the score. A score of 64 bits fills its key:
+// it is sorted first, and what comes of that then by the images alone.
 template <class T>
 __global__ void __launch_bounds__(kRankThreads)
     rank_key_kernel(int64_t count, int64_t num_boxes, bool filter, acc_t<T> score_threshold,
-                    int word, bool first, const T* scores, int64_t* values, uint32_t* keys) {
+                    bool only_images, const T* scores, int64_t* values, uint64_t* keys) {
   const int64_t stride = int64_t{gridDim.x} * kRankThreads;
   for (int64_t i = int64_t{blockIdx.x} * kRankThreads + threadIdx.x; i < count; i += stride) {
-    const int64_t index = first ? i : values[i];
-    if (first) values[i] = index;
-    if (word == kRankByImage) {
-      keys[i] = static_cast<uint32_t>(index / num_boxes);
-    } else {
-      const uint64_t key = rank_key(scores, index, filter, score_threshold);
-      keys[i] = static_cast<uint32_t>(key >> (32 * word));
+    if (only_images) {
+      keys[i] = static_cast<uint64_t>(values[i] / num_boxes);
+      continue;
     }
+    values[i] = i;
+    keys[i] = rank_key(scores, i, filter, score_threshold);
+    if (sizeof(acc_t<T>) == 4) keys[i] |= static_cast<uint64_t>(i / num_boxes) << 32;
   }
 }
 
-// How many boxes of an image take part, from its part of the order: the rest stand behind them.
+// Whether the box of rank k takes part; `order` and ranks are those of its image.
 template <class T>
-__device__ int64_t count_ranked(int64_t num_boxes, bool filter, acc_t<T> score_threshold,
+__device__ bool takes_part(int64_t k, int64_t num_boxes, bool filter, acc_t<T> score_threshold,
+                           const T* scores, const int64_t* order) {
+  return k < num_boxes && (!filter || load(scores + order[k]) > score_threshold);
+}
+
+// How many of the first `num_boxes` ranks of an image take part, for the thread of one rank: they
+// stand before the rest, so the last of them tells, or rank 0 where there is none. Others get -1.
+template <class T>
+__device__ int64_t count_ranked(int64_t k, int64_t num_boxes, bool filter, acc_t<T> score_threshold,
                                 const T* scores, const int64_t* order) {
-  int64_t low = filter ? 0 : num_boxes, high = num_boxes;
-  while (low < high) {
-    const int64_t middle = low + (high - low) / 2;
-    const auto key = rank_key(scores, order[middle], filter, score_threshold);
-    if (key == static_cast<decltype(key)>(~decltype(key){0})) {
-      high = middle;
-    } else {
-      low = middle + 1;
-    }
-  }
-  return low;
+  if (!takes_part(k, num_boxes, filter, score_threshold, scores, order)) return k == 0 ? 0 : -1;
+  return takes_part(k + 1, num_boxes, filter, score_threshold, scores, order) ? -1 : k + 1;
 }
 
 // Where the parts of the workspace start, in bytes.
@@ -67,14 +64,14 @@ struct RankLayout {
 // Lays out the workspace for `count` boxes of all images; take(bytes) gives the start of a part.
 template <class Take>
 const char* make_rank_layout(int64_t count, const Take& take, RankLayout* layout) {
-  cub::DoubleBuffer<uint32_t> keys;
+  cub::DoubleBuffer<uint64_t> keys;
   cub::DoubleBuffer<int64_t> values;
   layout->storage_bytes = 0;
   const cudaError_t error =
       cub::DeviceRadixSort::SortPairs(nullptr, layout->storage_bytes, keys, values, count);
   if (error != cudaSuccess) return cudaGetErrorString(error);
   for (int i = 0; i < 2; ++i) {
-    layout->keys[i] = take(count * sizeof(uint32_t));
+    layout->keys[i] = take(count * sizeof(uint64_t));
     layout->values[i] = take(count * sizeof(int64_t));
   }
   layout->storage = take(layout->storage_bytes);
@@ -82,30 +79,29 @@ const char* make_rank_layout(int64_t count, const Take& take, RankLayout* layout
 }
 
 // Gives *order [batch, num_boxes], which lies in the workspace: numbers of boxes over all images.
-// All sorts are by 32 bits: by the words of the score from the lowest on, then by image.
+// One sort by image and score; scores of 64 bits are sorted first, then the images.
 template <class T>
 const char* rank_boxes(int64_t batch, int64_t num_boxes, bool filter, acc_t<T> score_threshold,
                        const T* scores, const RankLayout& layout, char* workspace,
                        const int64_t** order, CUstream_st* stream) {
   if (batch > int64_t{1} << 32) return "more than 2^32 images";
   const int64_t count = batch * num_boxes;
-  cub::DoubleBuffer<uint32_t> keys(reinterpret_cast<uint32_t*>(workspace + layout.keys[0]),
-                                   reinterpret_cast<uint32_t*>(workspace + layout.keys[1]));
+  cub::DoubleBuffer<uint64_t> keys(reinterpret_cast<uint64_t*>(workspace + layout.keys[0]),
+                                   reinterpret_cast<uint64_t*>(workspace + layout.keys[1]));
   cub::DoubleBuffer<int64_t> values(reinterpret_cast<int64_t*>(workspace + layout.values[0]),
                                     reinterpret_cast<int64_t*>(workspace + layout.values[1]));
   int image_bits = 0;
   while (int64_t{1} << image_bits < batch) ++image_bits;
-  constexpr int kScoreWords = sizeof(acc_t<T>) / sizeof(uint32_t);
-  for (int step = 0; step < kScoreWords + (image_bits > 0 ? 1 : 0); ++step) {
-    const bool by_image = step == kScoreWords;
+  constexpr int kScoreBits = 8 * sizeof(acc_t<T>);
+  const bool apart = kScoreBits + image_bits > 64;
+  for (int step = 0; step < (apart ? 2 : 1); ++step) {
     launch(rank_key_kernel<T>, grid_size(count, kRankThreads), kRankThreads, 0, stream, count,
-           num_boxes, filter, score_threshold, by_image ? kRankByImage : step, step == 0, scores,
-           values.Current(), keys.Current());
+           num_boxes, filter, score_threshold, step == 1, scores, values.Current(), keys.Current());
     if (const char* error = launch_error()) return error;
     size_t bytes = layout.storage_bytes;
-    const cudaError_t error =
-        cub::DeviceRadixSort::SortPairs(workspace + layout.storage, bytes, keys, values, count, 0,
-                                        by_image ? image_bits : 32, stream);
+    const int bits = step == 1 ? image_bits : (apart ? kScoreBits : kScoreBits + image_bits);
+    const cudaError_t error = cub::DeviceRadixSort::SortPairs(workspace + layout.storage, bytes,
+                                                              keys, values, count, 0, bits, stream);
     if (error != cudaSuccess) return cudaGetErrorString(error);
   }
   *order = values.Current();

@@ -54,7 +54,7 @@ enum Kind : int { kUnused, kMatched, kCrowd };
 
 template <class A>
 struct Tile {
-  Box<A> box[kTile];
+  alignas(16) Box<A> box[kTile];  // so that one load of 128 bits reads four coordinates
   A area[kTile];
   bits_t<A> highest[kTile];
   Kind kind[kTile];

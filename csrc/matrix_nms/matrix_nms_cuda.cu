@@ -16,7 +16,8 @@ namespace pydet {
 namespace cuda {
 namespace {
 
-constexpr int kThreads = 256;            // boxes (rows) and better boxes (columns) of a tile
+constexpr int kThreads = 256;            // boxes (rows) of a tile, one a thread
+constexpr int kColumns = 64;             // better boxes (columns): few, so that tiles are many
 constexpr int64_t kMaxImages = 1 << 10;  // a launch has blocks for; they stride over more
 constexpr int64_t kMaxBlocks = 1 << 12;  // of tiles
 
@@ -47,7 +48,7 @@ struct Work {
 };
 
 template <class A>
-struct Candidate {
+struct alignas(16) Candidate {  // so that one load of 128 bits reads four coordinates
   Box<A> box;
   A area;  // NaN for a box that overlaps nothing: then no comparison below is true
   A peak;
@@ -74,30 +75,31 @@ __global__ void __launch_bounds__(kThreads)
     work.peaks[i] = 0;
     work.values[i] = start;
     work.decayed[i] = A(-1);
-  }
-  for (int64_t image = first; image < work.batch; image += stride) {
-    work.valid[image] = count_ranked(work.num_boxes, true, score_threshold, scores,
-                                     work.order + image * work.num_boxes);
+    const int64_t image = i / work.num_boxes, rank = i % work.num_boxes;
+    const int64_t valid = count_ranked(rank, work.num_boxes, true, score_threshold, scores,
+                                       work.order + image * work.num_boxes);
+    if (valid >= 0) work.valid[image] = valid;
   }
 }
 
-// A tile is kThreads boxes (rows, a thread each) against kThreads that may be better (columns).
+// A tile is kThreads boxes (rows, a thread each) against kColumns that may be better (columns).
 // Every branch around a barrier depends on the tile alone.
 template <class T, bool kFindPeaks>
 __global__ void __launch_bounds__(kThreads)
     matrix_nms_tile_kernel(Work<acc_t<T>> work, const T* boxes, const int64_t* idxs) {
   using A = acc_t<T>;
-  __shared__ Candidate<A> columns[kThreads];
+  __shared__ Candidate<A> columns[kColumns];
   const int thread = static_cast<int>(threadIdx.x);
   for (int64_t image = blockIdx.y; image < work.batch; image += gridDim.y) {
     const int64_t first_box = image * work.num_boxes, rows = work.valid[image];
     const int64_t* order = work.order + first_box;
-    const int64_t side = ceil_div<int64_t>(rows, kThreads);
-    for (int64_t tile = blockIdx.x; tile < side * side; tile += gridDim.x) {
-      const int64_t row = tile / side * kThreads + thread, begin = tile % side * kThreads;
-      if (begin > row - thread) continue;  // no better boxes there
-      __syncthreads();                     // the columns of the tile before are not needed any more
-      if (begin + thread < rows) {
+    const int64_t groups = ceil_div<int64_t>(rows, kThreads);
+    const int64_t tiles = groups * ceil_div<int64_t>(rows, kColumns);
+    for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+      const int64_t row = tile % groups * kThreads + thread, begin = tile / groups * kColumns;
+      if (begin >= row - thread + kThreads) continue;  // no better boxes there
+      __syncthreads();  // the columns of the tile before are not needed any more
+      if (thread < kColumns && begin + thread < rows) {
         columns[thread] = load_candidate(boxes, idxs, order[begin + thread]);
         if (!kFindPeaks) {
           columns[thread].peak = from_word(work.peaks[first_box + begin + thread]);
@@ -106,13 +108,14 @@ __global__ void __launch_bounds__(kThreads)
       __syncthreads();
       if (row >= rows) continue;
       const Candidate<A> own = load_candidate(boxes, idxs, order[row]);
-      const int count = static_cast<int>(min_of<int64_t>(kThreads, row - begin));
+      const int count = static_cast<int>(min_of<int64_t>(kColumns, row - begin));
       A peak = 0;
       MatrixDecay<A> decay(work.method);
       for (int j = 0; j < count; ++j) {
         const Candidate<A>& other = columns[j];
+        if (other.label != own.label) continue;
         const A inter = intersection(own.box, other.box);
-        if (other.label != own.label || !(inter > A(0))) continue;
+        if (!(inter > A(0))) continue;
         const A overlap = iou(inter, own.area, other.area);
         if (kFindPeaks) {
           peak = max_of(overlap, peak);  // in this order NaN is not taken
@@ -177,9 +180,10 @@ const char* find_decays(const MatrixNmsParams& p, const Layout& layout, const T*
   launch(matrix_nms_start_kernel<T>, grid, kThreads, 0, stream, work, score_threshold, scores);
   if (const char* launched = launch_error()) return launched;
   const int64_t images = min_of<int64_t>(p.batch, kMaxImages);
-  const int64_t side = ceil_div<int64_t>(p.num_boxes, kThreads);
+  const int64_t most =
+      ceil_div<int64_t>(p.num_boxes, kThreads) * ceil_div<int64_t>(p.num_boxes, kColumns);
   const int64_t enough = max_of<int64_t>(1, kMaxBlocks / images);
-  const dim3 tiles(static_cast<unsigned int>(min_of(side * side, enough)),
+  const dim3 tiles(static_cast<unsigned int>(min_of(most, enough)),
                    static_cast<unsigned int>(images));
   launch(matrix_nms_tile_kernel<T, true>, tiles, kThreads, 0, stream, work, boxes, idxs);
   if (const char* launched = launch_error()) return launched;

@@ -42,11 +42,12 @@ struct Tiles {
   const int64_t* order;  // [batch, num_boxes] box numbers over all images, sorted
   int64_t* valid;        // [batch] how many of them take part
   uint32_t* hidden;      // [batch, size / 32] candidates that a box kept before the tile hides
-  uint64_t* mask;        // [batch, size, size / 64] bit j of row i: candidate i hides candidate j
+  uint64_t* mask;        // [batch, size, size / 64] bit j of row i: candidate i hides candidate j,
+                         // one behind it; in the words of the diagonal j hides i and is before it
 };
 
 template <class A>
-struct Candidate {
+struct alignas(16) Candidate {  // so that one load of 128 bits reads four coordinates
   Box<A> box;
   A area;  // NaN for a box that overlaps nothing: then no comparison below is true
   int64_t label;
@@ -81,10 +82,12 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t stride = int64_t{gridDim.x} * kThreads;
   for (int64_t i = first; i < p.batch * p.max_output; i += stride) keep[i] = -1;
   for (int64_t i = first; i < p.batch * (tiles.size / kWarp); i += stride) tiles.hidden[i] = 0;
-  for (int64_t image = first; image < p.batch; image += stride) {
-    tiles.valid[image] = count_ranked(p.num_boxes, p.filter_scores, score_threshold, scores,
-                                      tiles.order + image * p.num_boxes);
-    counts[image] = 0;
+  for (int64_t image = first; image < p.batch; image += stride) counts[image] = 0;
+  for (int64_t i = first; i < p.batch * p.num_boxes; i += stride) {
+    const int64_t image = i / p.num_boxes, rank = i % p.num_boxes;
+    const int64_t valid = count_ranked(rank, p.num_boxes, p.filter_scores, score_threshold, scores,
+                                       tiles.order + image * p.num_boxes);
+    if (valid >= 0) tiles.valid[image] = valid;
   }
 }
 
@@ -130,8 +133,9 @@ __global__ void __launch_bounds__(kThreads)
         for (int j = 0; j < kWord; ++j) {
           bits |= static_cast<uint64_t>(hides(rule, candidate, columns[j])) << j;
         }
-        // On the diagonal only candidates behind this one count.
-        if (row / kWord == word) bits &= ~uint64_t{0} << (row % kWord) << 1;
+        // Hiding is mutual, so on the diagonal the candidates before this one are those that hide
+        // it.
+        if (row / kWord == word) bits &= (uint64_t{1} << (row % kWord)) - 1;
         tiles.mask[(image * tiles.size + row) * (tiles.size / kWord) + word] = bits;
       } else {
         bool is_hidden = false;
@@ -147,13 +151,27 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// One block an image walks its tile, 64 candidates at a time: the first thread decides these, then
-// each warp strikes out, in the words behind, what some of the kept ones hide.
+// Which candidates of a word are kept: those alive that none of the kept ones before them hides.
+// hiding[k] are the candidates that hide number lane + 32 k; all lanes must call it. Starting from
+// all that are alive, each round is right for one more candidate at least, and mostly for all after
+// two or three.
+__device__ uint64_t kept_of_word(uint64_t alive, const uint64_t (&hiding)[2]) {
+  uint64_t kept = alive, before = 0;
+  while (kept != before) {  // the same for all lanes
+    before = kept;
+    const uint64_t low = __ballot_sync(0xffffffffu, (hiding[0] & kept) == 0);
+    const uint64_t high = __ballot_sync(0xffffffffu, (hiding[1] & kept) == 0);
+    kept = alive & (low | high << kWarp);
+  }
+  return kept;
+}
+
+// One block an image walks its tile, 64 candidates at a time: every warp decides these for itself,
+// then each strikes out, in the words behind, what some of the kept ones hide.
 __global__ void __launch_bounds__(kResolveThreads)
     nms_resolve_kernel(NmsParams p, Tiles tiles, int64_t* keep, int64_t* counts) {
   __shared__ unsigned long long removed[kMaxWords];
   __shared__ uint64_t diagonal[kMaxTile];
-  __shared__ uint64_t kept_word;
   const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
   const int64_t mask_words = tiles.size / kWord;
   for (int64_t image = blockIdx.x; image < p.batch; image += gridDim.x) {
@@ -175,21 +193,15 @@ __global__ void __launch_bounds__(kResolveThreads)
     }
     __syncthreads();
     for (int word = 0; word < words && num_kept < p.max_output; ++word) {
-      if (thread == 0) {
-        uint64_t alive = ~removed[word], kept = 0;
-        for (int64_t room = p.max_output - num_kept; alive != 0 && room > 0; --room) {
-          const int bit = __ffsll(static_cast<long long>(alive)) - 1;
-          kept |= uint64_t{1} << bit;
-          alive &= ~(diagonal[word * kWord + bit] | uint64_t{1} << bit);
-        }
-        kept_word = kept;
-      }
-      __syncthreads();
-      const uint64_t kept = kept_word;
+      const uint64_t hiding[2] = {diagonal[word * kWord + lane],
+                                  diagonal[word * kWord + kWarp + lane]};
+      const uint64_t kept = kept_of_word(~removed[word], hiding);
       if (thread < kWord && (kept >> thread & 1) != 0) {
-        const int64_t before = __popcll(kept & ((uint64_t{1} << thread) - 1));
-        keep[image * p.max_output + num_kept + before] =
-            order[int64_t{word} * kWord + thread] - image * p.num_boxes;
+        const int64_t place = num_kept + __popcll(kept & ((uint64_t{1} << thread) - 1));
+        if (place < p.max_output) {
+          keep[image * p.max_output + place] =
+              order[int64_t{word} * kWord + thread] - image * p.num_boxes;
+        }
       }
       num_kept += __popcll(kept);
       const int other = word + 1 + lane;
@@ -203,7 +215,7 @@ __global__ void __launch_bounds__(kResolveThreads)
       }
       __syncthreads();  // also before the next image writes to the shared arrays
     }
-    if (thread == 0) counts[image] = num_kept;
+    if (thread == 0) counts[image] = min_of(num_kept, p.max_output);
   }
 }
 
@@ -255,7 +267,7 @@ const char* nms(const NmsParams& params, const T* boxes, const T* scores, const 
                                    layout.rank, bytes, &tiles.order, stream);
     if (error != nullptr) return error;
   }
-  const int64_t outputs = max_of(p.batch * p.max_output, p.batch * (tiles.size / kWarp));
+  const int64_t outputs = p.batch * max_of(max_of(p.num_boxes, p.max_output), tiles.size / kWarp);
   launch(nms_start_kernel<T>, grid_size(outputs, kThreads), kThreads, 0, stream, p, score_threshold,
          tiles, scores, keep, counts);
   if (const char* error = launch_error()) return error;

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "common/block_best.cuh"
 #include "common/decayed_output.cuh"
 #include "common/launch.cuh"
 #include "common/rank.cuh"
@@ -15,9 +16,8 @@ namespace cuda {
 namespace {
 
 constexpr int kThreads = 512;
-constexpr int kWarp = 32;
-constexpr int kWarps = kThreads / kWarp;
-constexpr int64_t kMaxBlocks = 1 << 12;  // they stride over more segments
+constexpr int kWarps = kThreads / 32;
+constexpr int64_t kMaxBlocks = 1 << 10;  // about what a GPU holds; they stride over segments
 
 // The workspace: where each part starts, in bytes.
 struct Layout {
@@ -33,79 +33,56 @@ struct Rule {
   int64_t max_output;
 };
 
-// A box of a segment and its score; of equal scores the smaller position is better.
-template <class A>
-struct Pick {
-  A score;
-  int64_t position;
-};
-
-template <class A>
-__device__ Pick<A> better(const Pick<A>& a, const Pick<A>& b) {
-  const bool second = b.score > a.score || (b.score == a.score && b.position < a.position);
-  return second ? b : a;
-}
-
-// The best pick of the block, the same in all threads.
-template <class A>
-__device__ Pick<A> best_of_block(Pick<A> pick, Pick<A>* warps) {
-  for (int step = kWarp / 2; step > 0; step /= 2) {
-    pick = better(pick, Pick<A>{__shfl_xor_sync(0xffffffffu, pick.score, step),
-                                __shfl_xor_sync(0xffffffffu, pick.position, step)});
-  }
-  __syncthreads();  // the picks of the time before are read
-  if (threadIdx.x % kWarp == 0) warps[threadIdx.x / kWarp] = pick;
-  __syncthreads();
-  pick = warps[0];
-  for (int warp = 1; warp < kWarps; ++warp) pick = better(pick, warps[warp]);
-  return pick;
-}
-
 // sorted_boxes and sorted_scores are scratch in the order of the segments; decayed [batch,
 // num_boxes] gets the score of each box that is picked and -1 elsewhere.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     soft_nms_kernel(Rule<acc_t<T>> rule, Segments segments, const T* boxes, const T* scores,
-                    Box<acc_t<T>>* sorted_boxes, acc_t<T>* sorted_scores, acc_t<T>* decayed) {
+                    SegmentBox<acc_t<T>>* sorted_boxes, acc_t<T>* sorted_scores,
+                    acc_t<T>* decayed) {
   using A = acc_t<T>;
-  __shared__ Pick<A> warps[kWarps];
+  __shared__ Best<A> warps[2][kWarps];
   const int64_t count = *segments.count;
   for (int64_t slot = blockIdx.x; slot < count; slot += gridDim.x) {
-    const int64_t begin = segments.begins[slot], end = segments.end(begin);
-    Pick<A> pick{A(-1), end};
-    for (int64_t k = begin + threadIdx.x; k < end; k += kThreads) {
-      const int64_t index = segments.order[k];
+    const int64_t begin = segments.begins[slot];
+    const uint32_t size = static_cast<uint32_t>(segments.end(begin) - begin);
+    const int64_t* order = segments.order + begin;
+    SegmentBox<A>* own_boxes = sorted_boxes + begin;
+    A* own_scores = sorted_scores + begin;
+    Best<A> pick{A(-1), 0};  // a score and its place in the segment
+    for (uint32_t k = threadIdx.x; k < size; k += kThreads) {
+      const int64_t index = order[k];
       const Box<A> box = load_box(boxes, index);
       const A score = score_or_out(load(scores + index), rule.score_threshold);
-      const bool takes_part = can_overlap(box, area(box));
-      decayed[index] = takes_part ? A(-1) : score;
-      sorted_boxes[k] = box;
-      sorted_scores[k] = takes_part ? score : A(-1);
-      pick = better(pick, Pick<A>{sorted_scores[k], k});
+      const bool overlaps = can_overlap(box, area(box));
+      decayed[index] = overlaps ? A(-1) : score;
+      own_boxes[k].box = box;
+      own_scores[k] = overlaps ? score : A(-1);
+      pick = better(pick, Best<A>{own_scores[k], k});
     }
     for (int64_t picks = 0; picks < rule.max_output; ++picks) {
-      const Pick<A> best = best_of_block(pick, warps);
-      if (best.score < A(0)) break;  // all are out; the same for the whole block
-      const Box<A> best_box = sorted_boxes[best.position];
-      const A best_area = area(best_box);
-      pick = {A(-1), end};
+      const Best<A> best = best_of_block(pick, warps[picks % 2]);
+      if (best.value < A(0)) break;  // all are out; the same for the whole block
+      const SegmentBox<A> picked = own_boxes[best.number];
+      const A best_area = area(picked.box);
+      pick = {A(-1), 0};
       // Each thread reads and writes the scores of its own boxes alone.
-      for (int64_t k = begin + threadIdx.x; k < end; k += kThreads) {
-        A score = sorted_scores[k];
-        if (k == best.position) {
-          decayed[segments.order[k]] = score;
-          score = sorted_scores[k] = A(-1);
+      for (uint32_t k = threadIdx.x; k < size; k += kThreads) {
+        A score = own_scores[k];
+        if (k == best.number) {
+          decayed[order[k]] = score;
+          score = own_scores[k] = A(-1);
         }
         if (score < A(0)) continue;
-        const Box<A> box = sorted_boxes[k];
-        const A inter = intersection(best_box, box);
+        const SegmentBox<A> other = own_boxes[k];
+        const A inter = intersection(picked.box, other.box);
         if (inter > A(0)) {
-          const A weight = decay_weight(rule.method, iou(inter, best_area, area(box)),
+          const A weight = decay_weight(rule.method, iou(inter, best_area, area(other.box)),
                                         rule.iou_threshold, rule.sigma);
           score = score_or_out(score * weight, rule.score_threshold);
-          sorted_scores[k] = score;
+          own_scores[k] = score;
         }
-        pick = better(pick, Pick<A>{score, k});
+        pick = better(pick, Best<A>{score, k});
       }
     }
   }
@@ -120,7 +97,7 @@ const char* make_layout(const SoftNmsParams& p, Layout* layout) {
     return start;
   };
   const int64_t total = p.batch * p.num_boxes;
-  layout->boxes = take(total * sizeof(Box<acc_t<T>>));
+  layout->boxes = take(total * sizeof(SegmentBox<acc_t<T>>));
   layout->scores = take(total * sizeof(acc_t<T>));
   layout->decayed = take(total * sizeof(acc_t<T>));
   if (const char* error = make_rank_layout(total, take, &layout->rank)) return error;
@@ -158,7 +135,8 @@ const char* soft_nms(const SoftNmsParams& params, const T* boxes, const T* score
                        score_threshold, p.max_output};
     const int64_t most = idxs == nullptr ? p.batch : p.batch * p.num_boxes;  // segments
     launch(soft_nms_kernel<T>, static_cast<unsigned int>(min_of(most, kMaxBlocks)), kThreads, 0,
-           stream, rule, segments, boxes, scores, reinterpret_cast<Box<A>*>(bytes + layout.boxes),
+           stream, rule, segments, boxes, scores,
+           reinterpret_cast<SegmentBox<A>*>(bytes + layout.boxes),
            reinterpret_cast<A*>(bytes + layout.scores), last_scores);
     if (const char* launched = launch_error()) return launched;
   }

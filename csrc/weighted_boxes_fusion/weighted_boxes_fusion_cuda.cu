@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "common/block_best.cuh"
 #include "common/decayed_output.cuh"
 #include "common/fusion.h"
 #include "common/launch.cuh"
@@ -16,43 +17,29 @@ namespace cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kWarp = 32;
-constexpr int kWarps = kThreads / kWarp;
-constexpr int64_t kMaxBlocks = 1 << 12;  // they stride over more segments
+constexpr int kWarps = kThreads / 32;
+constexpr int64_t kMaxBlocks = 1 << 10;  // about what a GPU holds; they stride over segments
+constexpr uint32_t kNoCluster = ~uint32_t{0};
 
 // The workspace: where each part starts, in bytes.
 struct Layout {
-  size_t clusters, scores, total;
+  size_t clusters, boxes, scores, total;
   RankLayout rank;
   SegmentLayout segments;
 };
 
-// A cluster that a box could join; of equal IoUs the earlier one is better.
+// A box that waits for its turn.
 template <class A>
-struct Match {
-  A iou;
-  int64_t cluster;
+struct alignas(16) Visitor {
+  Box<A> box;
+  A area, score;
+  int64_t index;
 };
 
-template <class A>
-__device__ Match<A> better(const Match<A>& a, const Match<A>& b) {
-  const bool second = b.iou > a.iou || (b.iou == a.iou && b.cluster < a.cluster);
-  return second ? b : a;
-}
-
-// The best match of the block, the same in all threads.
-template <class A>
-__device__ Match<A> best_of_block(Match<A> match, Match<A>* warps) {
-  for (int step = kWarp / 2; step > 0; step /= 2) {
-    match = better(match, Match<A>{__shfl_xor_sync(0xffffffffu, match.iou, step),
-                                   __shfl_xor_sync(0xffffffffu, match.cluster, step)});
-  }
-  __syncthreads();  // the matches of the box before are read
-  if (threadIdx.x % kWarp == 0) warps[threadIdx.x / kWarp] = match;
-  __syncthreads();
-  match = warps[0];
-  for (int warp = 1; warp < kWarps; ++warp) match = better(match, warps[warp]);
-  return match;
+template <class T>
+__device__ Visitor<acc_t<T>> load_visitor(const T* boxes, const T* scores, int64_t index) {
+  const Box<acc_t<T>> box = load_box(boxes, index);
+  return {box, area(box), load(scores + index), index};
 }
 
 template <class T>
@@ -66,45 +53,61 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// clusters [batch, num_boxes] is scratch: those of a segment lie from its begin on. Cluster c is
-// read and written by thread c % kThreads alone.
+// clusters and cluster_boxes (their fused boxes once more, side by side for the search) [batch,
+// num_boxes] are scratch: those of a segment lie from its begin on. Cluster c is read and written
+// by thread c % kThreads alone.
 template <class T>
 __global__ void __launch_bounds__(kThreads, 2)
     weighted_boxes_fusion_kernel(FusionParams p, acc_t<T> threshold, Segments segments,
                                  const T* boxes, const T* scores, Cluster<acc_t<T>>* clusters,
-                                 T* fused, acc_t<T>* cluster_scores) {
+                                 SegmentBox<acc_t<T>>* cluster_boxes, T* fused,
+                                 acc_t<T>* cluster_scores) {
   using A = acc_t<T>;
-  __shared__ Match<A> warps[kWarps];
+  __shared__ Visitor<A> visitors[kThreads];
+  __shared__ Best<A> warps[2][kWarps];
+  const uint32_t thread = threadIdx.x;
   const int64_t count = *segments.count;
-  const int thread = static_cast<int>(threadIdx.x);
   for (int64_t slot = blockIdx.x; slot < count; slot += gridDim.x) {
     const int64_t begin = segments.begins[slot], end = segments.end(begin);
     Cluster<A>* own = clusters + begin;
-    int64_t num_clusters = 0;
-    for (int64_t k = begin; k < end; ++k) {
-      const int64_t index = segments.order[k];
-      const A score = load(scores + index);
-      if (!(score > A(0))) break;  // they stand last; the same for the whole block
-      const Box<A> box = load_box(boxes, index);
-      const A box_area = area(box);
-      Match<A> match{threshold, end};
-      for (int64_t c = thread; c < num_clusters && can_overlap(box, box_area); c += kThreads) {
-        const Box<A> other = own[c].fused;
-        const A other_area = area(other), inter = intersection(box, other);
-        if (!(inter > A(0)) || !can_overlap(other, other_area)) continue;
-        const A overlap = iou(inter, box_area, other_area);
-        if (overlap > match.iou) match = {overlap, c};
+    SegmentBox<A>* own_boxes = cluster_boxes + begin;
+    uint32_t num_clusters = 0;
+    for (int64_t first = begin; first < end; first += kThreads) {
+      Visitor<A> visitor{};
+      if (first + thread < end) {
+        visitor = load_visitor(boxes, scores, segments.order[first + thread]);
       }
-      match = best_of_block(match, warps);
-      if (match.cluster == end) {
-        if (num_clusters % kThreads == thread)
-          own[num_clusters] = Cluster<A>::of(index, box, score);
-        ++num_clusters;
-      } else if (match.cluster % kThreads == thread) {
-        own[match.cluster].add(box, score);
+      __syncthreads();  // the visitors before have had their turn
+      visitors[thread] = visitor;
+      // Those without a positive score take no part; they stand last.
+      const int waiting = __syncthreads_count(visitor.score > A(0));
+      for (int turn = 0; turn < waiting; ++turn) {
+        const Visitor<A>& now = visitors[turn];
+        Best<A> match{threshold, kNoCluster};
+        if (can_overlap(now.box, now.area)) {
+          for (uint32_t c = thread; c < num_clusters; c += kThreads) {
+            const SegmentBox<A> other = own_boxes[c];
+            const A other_area = area(other.box), inter = intersection(now.box, other.box);
+            if (!(inter > A(0)) || !can_overlap(other.box, other_area)) continue;
+            const A overlap = iou(inter, now.area, other_area);
+            if (overlap > match.value) match = {overlap, c};
+          }
+        }
+        match = best_of_block(match, warps[turn % 2]);
+        const bool founds = match.number == kNoCluster;
+        const uint32_t c = founds ? num_clusters : match.number;
+        if (c % kThreads == thread) {
+          if (founds) {
+            own[c] = Cluster<A>::of(now.index, now.box, now.score);
+          } else {
+            own[c].add(now.box, now.score);
+          }
+          own_boxes[c].box = own[c].fused;
+        }
+        num_clusters += founds;
       }
     }
-    for (int64_t c = thread; c < num_clusters; c += kThreads) {
+    for (uint32_t c = thread; c < num_clusters; c += kThreads) {
       cluster_scores[own[c].founder] =
           own[c].score(p.by_best, p.overflow, p.num_models, static_cast<A>(p.total_weight));
       store_box(fused, own[c].founder, own[c].fused);
@@ -122,6 +125,7 @@ const char* make_layout(const FusionParams& p, Layout* layout) {
   };
   const int64_t total = p.batch * p.num_boxes;
   layout->clusters = take(total * sizeof(Cluster<acc_t<T>>));
+  layout->boxes = take(total * sizeof(SegmentBox<acc_t<T>>));
   layout->scores = take(total * sizeof(acc_t<T>));
   if (const char* error = make_rank_layout(total, take, &layout->rank)) return error;
   return make_segment_layout(total, take, &layout->segments);
@@ -148,7 +152,8 @@ const char* fuse(const FusionParams& p, const Layout& layout, const T* boxes, co
   const int64_t most = idxs == nullptr ? p.batch : total;  // segments
   launch(weighted_boxes_fusion_kernel<T>, static_cast<unsigned int>(min_of(most, kMaxBlocks)),
          kThreads, 0, stream, p, threshold_below<A>(p.iou_threshold), segments, boxes, scores,
-         reinterpret_cast<Cluster<A>*>(bytes + layout.clusters), fused, cluster_scores);
+         reinterpret_cast<Cluster<A>*>(bytes + layout.clusters),
+         reinterpret_cast<SegmentBox<A>*>(bytes + layout.boxes), fused, cluster_scores);
   return launch_error();
 }
 

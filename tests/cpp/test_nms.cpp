@@ -128,6 +128,28 @@ void test_cuda(int64_t batch, int64_t n, int64_t max_output, uint32_t size, bool
   CHECK(cuda_counts == counts);
 }
 
+// Each box hides the next one alone, so that what becomes of one hangs on all before it.
+void test_chain() {
+  constexpr int64_t kCount = 200;
+  std::vector<float> boxes, scores;
+  std::vector<int64_t> keep(kCount, -3), counts(1, -3), wanted(kCount, -1);
+  for (int64_t i = 0; i < kCount; ++i) {
+    const float x = 3.0f * static_cast<float>(i);
+    boxes.insert(boxes.end(), {x, 0.0f, x + 8.0f, 8.0f});
+    scores.push_back(1.0f - static_cast<float>(i) / 256.0f);
+    if (i < kCount / 2) wanted[i] = 2 * i;
+  }
+  const pydet::NmsParams params{1, kCount, kCount, 0.25, pydet::Overlap::kIou, 0.0, true};
+  size_t bytes = 0;
+  CHECK(pydet::cuda::nms_workspace_bytes(params, &bytes) == nullptr);
+  std::vector<uint64_t> workspace((bytes + 7) / 8, 0xa5a5a5a5a5a5a5a5u);
+  const int64_t* no_classes = nullptr;
+  CHECK(pydet::cuda::nms(params, in(boxes).data(), in(scores).data(), no_classes, out(keep).data(),
+                         out(counts).data(), scratch(workspace).data(), nullptr) == nullptr);
+  CHECK(counts[0] == kCount / 2);
+  CHECK(keep == wanted);
+}
+
 // Copies of one box fill the first tries; what the output needs stands behind them.
 void test_late_output() {
   constexpr int64_t kCopies = 40000, kOthers = 5;
@@ -229,6 +251,7 @@ int main() {
   test_sizes(2600, 2600, 2000, 0.25, false, false);
   test_sizes(4200, 1500, 900, 0.5, true, false);
   test_cuda<float>(1, 2100, 2100, 1500, false, false, pydet::Overlap::kDiou);
+  test_chain();
   test_late_output();
   test_filter();
   test_keys();

@@ -177,6 +177,7 @@ int main() {
     test_cuda<float>(0, 5, 5, 60, method, true);
     test_cuda<float>(2, 40, 0, 60, method, true);
     test_cuda<float>(1, 700, 8, 200, method, false);  // more boxes than threads
+    test_cuda<float>(2, 512, 2, 200, method, false);  // as many, and another image behind them
   }
   test_exponential();
   return check::result();

@@ -81,6 +81,17 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
 inline void __syncthreads(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
   emulation::block_barrier(file, line);
 }
+// Three barriers, so that no thread counts before the count is zero or after it is read.
+inline int __syncthreads_count(int predicate, const char* file = __builtin_FILE(),
+                               int line = __builtin_LINE()) {
+  static int count;  // of the block that runs
+  emulation::block_barrier(file, line);
+  __atomic_store_n(&count, 0, __ATOMIC_RELAXED);
+  emulation::block_barrier(file, line);
+  if (predicate != 0) __atomic_fetch_add(&count, 1, __ATOMIC_RELAXED);
+  emulation::block_barrier(file, line);
+  return __atomic_load_n(&count, __ATOMIC_RELAXED);
+}
 inline void __syncwarp(unsigned int mask = ~0u) { emulation::exchange(mask, 0); }
 inline void __threadfence() {}
 inline void __threadfence_block() {}

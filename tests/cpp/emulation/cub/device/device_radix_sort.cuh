@@ -34,11 +34,14 @@ struct DeviceRadixSort {
       storage_bytes = kBytes;
       return cudaSuccess;
     }
+    constexpr int kKeyBits = 8 * sizeof(Key);
     if (storage_bytes < kBytes || count < 0) return cudaErrorInvalidConfiguration;
+    if (begin_bit < 0 || begin_bit >= end_bit || end_bit > kKeyBits) {
+      return cudaErrorInvalidConfiguration;
+    }
     std::memset(storage, 0xa5, kBytes);
     const auto digits = [=](Key key) {
-      return (static_cast<uint64_t>(key) >> begin_bit) &
-             ((uint64_t{1} << (end_bit - begin_bit)) - 1);
+      return static_cast<uint64_t>(key) << (64 - end_bit) >> (64 - end_bit + begin_bit);
     };
     std::vector<int64_t> order(count);
     for (int64_t i = 0; i < count; ++i) order[i] = i;
