@@ -23,7 +23,9 @@ struct Group {
   template <class V, class Join>
   __device__ static V reduce(V value, const Join& join_two) {
     constexpr int kWidth = kGroup < 32 ? kGroup : 32;
-    for (int lane = kWidth / 2; lane > 0; lane /= 2) value = join_two(value, shuffled(value, lane));
+    for (int lane = kWidth / 2; lane > 0; lane /= 2) {
+      value = join_two(value, __shfl_xor_sync(kAllLanes, value, lane));
+    }
     if constexpr (kGroup > 32) {
       __shared__ V parts[kLossThreads / 32];
       __syncthreads();  // nobody reads the parts of the last call any more
@@ -33,18 +35,6 @@ struct Group {
       for (int warp = 1; warp < kLossThreads / 32; ++warp) value = join_two(value, parts[warp]);
     }
     return value;
-  }
-
-  template <class A>
-  __device__ static ExpSum<A> shuffled(const ExpSum<A>& value, int lane) {
-    return {__shfl_xor_sync(kAllLanes, value.highest, lane),
-            __shfl_xor_sync(kAllLanes, value.sum, lane)};
-  }
-  __device__ static float shuffled(float value, int lane) {
-    return __shfl_xor_sync(kAllLanes, value, lane);
-  }
-  __device__ static double shuffled(double value, int lane) {
-    return __shfl_xor_sync(kAllLanes, value, lane);
   }
 
   // Calls body(column, count, values) for this thread's columns of a row of `classes`; `pointers`
@@ -92,15 +82,17 @@ __device__ ExpSum<acc_t<T>> sum_others(const T* x, int64_t classes, int64_t targ
         for (int k = 0; k < decltype(count)::value; ++k) {
           const A value = values[0][k];
           if (j + k == target) continue;
-          if (value > sum.highest) {
-            sum = {value, sum.sum * exp_below(sum.highest, value) + A(1)};
-          } else {
-            sum.sum += exp_below(value, sum.highest);
-          }
+          // One exponential for both cases, so that lanes need not part.
+          const bool above = value > sum.highest;
+          const A factor = exp_below(above ? sum.highest : value, above ? value : sum.highest);
+          sum.sum = above ? sum.sum * factor + A(1) : sum.sum + factor;
+          sum.highest = above ? value : sum.highest;
         }
       });
-  return Group<kGroup>::reduce(sum,
-                               [](const ExpSum<A>& a, const ExpSum<A>& b) { return join(a, b); });
+  // All sums are brought to the group's highest value, an exponential a thread, and then added.
+  const A highest = Group<kGroup>::reduce(sum.highest, [](A a, A b) { return max_of(a, b); });
+  const A scaled = sum.sum * exp_below(sum.highest, highest);
+  return {highest, Group<kGroup>::reduce(scaled, [](A a, A b) { return a + b; })};
 }
 
 // All of one row, by its group; every thread of the block must call it, `active` or not. Returns
@@ -230,7 +222,9 @@ const char* softmax_focal_loss(const SoftmaxFocalCall<T>& call, CUstream_st* str
     pieces = softmax_focal_pieces(call.rows / call.segments, call.classes, 1);
     const bool aligned = is_aligned(call.inputs) && is_aligned(call.grad_grad) &&
                          is_aligned(call.grad_inputs) && call.classes % Pack<T>::kSize == 0;
-    if (call.classes <= 32) {
+    // What is once a row costs all lanes of its group alike, as much as some 6 columns each do:
+    // rows that are not long share a warp.
+    if (call.classes <= 256) {
       launch_group<T, 8>(call, pieces, aligned, stream);
     } else if (call.classes <= 2048) {
       launch_group<T, 32>(call, pieces, aligned, stream);
