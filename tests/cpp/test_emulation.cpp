@@ -54,6 +54,14 @@ __global__ void ballots(unsigned int* results) {
   if (__all_sync(~0u, other == static_cast<int>(threadIdx.x ^ 1))) results[threadIdx.x] = odd;
 }
 
+// How many threads lie below a bound that each call raises.
+__global__ void block_counts(int calls, int* counts) {
+  for (int call = 0; call < calls; ++call) {
+    const int below = __syncthreads_count(static_cast<int>(threadIdx.x) < 40 * call);
+    counts[call * static_cast<int>(blockDim.x) + static_cast<int>(threadIdx.x)] = below;
+  }
+}
+
 // Lanes of each half warp turned by one, and what stands `1` above within eighths.
 __global__ void shuffles(double* turned, int* from_above) {
   const int lane = static_cast<int>(threadIdx.x % 32);
@@ -149,6 +157,10 @@ void the_rest_is_right(uint64_t seed) {
   std::vector<unsigned int> results(64);
   launch(ballots, 1, 64, 0, nullptr, results.data());
   for (unsigned int result : results) CHECK(result == 0xaaaaaaaau);
+
+  std::vector<int> counts(3 * kThreads);
+  launch(block_counts, 1, kThreads, 0, nullptr, 3, counts.data());
+  for (int i = 0; i < 3 * kThreads; ++i) CHECK(counts[i] == 40 * (i / kThreads));
 
   std::vector<double> turned(64);
   std::vector<int> from_above(64);
