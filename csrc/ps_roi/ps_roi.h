@@ -116,10 +116,11 @@ template <class T>
 const char* ps_roi(const PsRoiParams<acc_t<T>>& params, const T* input, T* out,
                    CUstream_st* stream);
 
-// Each cell is one thread's, the RoIs in their order: the same bits every time.
+// By atomic additions, whose order is that of the moment, or, where `deterministic`, each cell by
+// one thread, the RoIs in their order: the same bits every time, which is far slower.
 template <class T>
 const char* ps_roi_backward(const PsRoiParams<acc_t<T>>& params, const T* grad_out,
-                            acc_t<T>* grad_input, CUstream_st* stream);
+                            bool deterministic, acc_t<T>* grad_input, CUstream_st* stream);
 
 }  // namespace cuda
 }  // namespace pydet

@@ -9,31 +9,46 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// One element of out; neighbouring threads have neighbours in memory.
-struct Element {
-  int64_t r, channel, bin;
+// The bin that one element of out is the mean of; neighbouring elements are neighbours in memory.
+template <class A>
+struct Bin {
+  PsRoiAxis<A> y, x;
+  PsRoiSteps<A> rows, columns;
+  int64_t ph, pw;
+  int64_t start, stride;  // of its channel in the maps: cell 0, and from a cell to the next
+  A divisor;              // 0: nothing is pooled
 };
 
 template <class A>
-__device__ Element element_of(const PsRoiParams<A>& params, int64_t index) {
+__device__ Bin<A> bin_of(const PsRoiParams<A>& params, int64_t index) {
   const int64_t bins = params.pooled_height * params.pooled_width;
-  const int64_t out_channels = params.channels / bins;
+  const int64_t cells = params.height * params.width, out_channels = params.channels / bins;
   const int64_t r = index / params.channels, k = index % params.channels;
-  return params.channels_last ? Element{r, k % out_channels, k / out_channels}
-                              : Element{r, k / bins, k % bins};
+  // In [B, C, H, W] the elements of a RoI have the order of the channels.
+  const int64_t channel = params.channels_last ? k % out_channels * bins + k / out_channels : k;
+  const PsRoiPlace<A> place = ps_roi_place(params, r);
+  Bin<A> bin{place.y, place.x, {}, {}, 0, 0, 0, 0, A(0)};
+  if (place.image < 0) return bin;
+  bin.ph = channel % bins / params.pooled_width;
+  bin.pw = channel % bins % params.pooled_width;
+  bin.rows = ps_roi_steps(place.y, params.align, bin.ph, params.height);
+  bin.columns = ps_roi_steps(place.x, params.align, bin.pw, params.width);
+  bin.start = place.image * params.channels * cells + channel * (params.channels_last ? 1 : cells);
+  bin.stride = params.channels_last ? params.channels : 1;
+  bin.divisor = bin.rows.count * bin.columns.count;
+  return bin;
 }
 
 // Sum of the cells of row `y` that a bin has along x.
 template <class T>
-__device__ acc_t<T> row_sum(const PsRoiParams<acc_t<T>>& params, const PsRoiAxis<acc_t<T>>& axis,
-                            const PsRoiSteps<acc_t<T>>& steps, int64_t bin, const T* row,
-                            int64_t stride) {
+__device__ acc_t<T> row_sum(const PsRoiParams<acc_t<T>>& params, const Bin<acc_t<T>>& bin,
+                            const T* row) {
   using A = acc_t<T>;
   A sum = A(0);
-  for (int64_t j = steps.begin; j < steps.end; ++j) {
-    const AxisSample<A> x = ps_roi_step(axis, params.align, bin, j, params.width);
-    if (x.weight_low != A(0)) sum += x.weight_low * load(row + x.low * stride);
-    if (x.weight_high != A(0)) sum += x.weight_high * load(row + x.high * stride);
+  for (int64_t j = bin.columns.begin; j < bin.columns.end; ++j) {
+    const AxisSample<A> x = ps_roi_step(bin.x, params.align, bin.pw, j, params.width);
+    if (x.weight_low != A(0)) sum += x.weight_low * load(row + x.low * bin.stride);
+    if (x.weight_high != A(0)) sum += x.weight_high * load(row + x.high * bin.stride);
   }
   return sum;
 }
@@ -43,36 +58,54 @@ __global__ void __launch_bounds__(kThreads)
     ps_roi_kernel(PsRoiParams<acc_t<T>> params, const T* input, T* out) {
   using A = acc_t<T>;
   const int64_t count = params.num_rois * params.channels, step = int64_t{gridDim.x} * kThreads;
-  const int64_t cells = params.height * params.width;
-  const int64_t stride = params.channels_last ? params.channels : 1;
   for (int64_t k = int64_t{blockIdx.x} * kThreads + threadIdx.x; k < count; k += step) {
-    const Element element = element_of(params, k);
-    const PsRoiPlace<A> place = ps_roi_place(params, element.r);
-    const int64_t ph = element.bin / params.pooled_width, pw = element.bin % params.pooled_width;
-    A sum = A(0), divisor = A(0);
-    if (place.image >= 0) {
-      const int64_t channel =
-          element.channel * params.pooled_height * params.pooled_width + element.bin;
-      const T* map = input + place.image * params.channels * cells +
-                     channel * (params.channels_last ? 1 : cells);
-      const PsRoiSteps<A> rows = ps_roi_steps(place.y, params.align, ph, params.height);
-      const PsRoiSteps<A> columns = ps_roi_steps(place.x, params.align, pw, params.width);
-      divisor = rows.count * columns.count;
-      for (int64_t i = rows.begin; i < rows.end; ++i) {
-        const AxisSample<A> y = ps_roi_step(place.y, params.align, ph, i, params.height);
-        if (y.weight_low != A(0)) {
-          sum += y.weight_low *
-                 row_sum(params, place.x, columns, pw, map + y.low * params.width * stride, stride);
-        }
-        if (y.weight_high != A(0)) {
-          sum += y.weight_high * row_sum(params, place.x, columns, pw,
-                                         map + y.high * params.width * stride, stride);
-        }
-      }
+    const Bin<A> bin = bin_of(params, k);
+    const int64_t stride_y = params.width * bin.stride;
+    const T* map = input + bin.start;
+    A sum = A(0);
+    for (int64_t i = bin.rows.begin; i < bin.rows.end; ++i) {
+      const AxisSample<A> y = ps_roi_step(bin.y, params.align, bin.ph, i, params.height);
+      if (y.weight_low != A(0)) sum += y.weight_low * row_sum(params, bin, map + y.low * stride_y);
+      if (y.weight_high != A(0))
+        sum += y.weight_high * row_sum(params, bin, map + y.high * stride_y);
     }
-    store(out + k, divisor > A(0) ? sum / divisor : A(0));
+    store(out + k, bin.divisor > A(0) ? sum / bin.divisor : A(0));
   }
 }
+
+// Gives `grad` to the cells of row `y` that a bin has along x.
+template <class A>
+__device__ void add_to_row(const PsRoiParams<A>& params, const Bin<A>& bin, A grad, A* row) {
+  for (int64_t j = bin.columns.begin; j < bin.columns.end; ++j) {
+    const AxisSample<A> x = ps_roi_step(bin.x, params.align, bin.pw, j, params.width);
+    if (x.weight_low != A(0)) atomicAdd(row + x.low * bin.stride, grad * x.weight_low);
+    if (x.weight_high != A(0)) atomicAdd(row + x.high * bin.stride, grad * x.weight_high);
+  }
+}
+
+// Adds each element of grad_out to the cells that it is the mean of; grad_input is zero.
+template <class T>
+__global__ void __launch_bounds__(kThreads, 2)
+    ps_roi_scatter_kernel(PsRoiParams<acc_t<T>> params, const T* grad_out, acc_t<T>* grad_input) {
+  using A = acc_t<T>;
+  const int64_t count = params.num_rois * params.channels, step = int64_t{gridDim.x} * kThreads;
+  for (int64_t k = int64_t{blockIdx.x} * kThreads + threadIdx.x; k < count; k += step) {
+    const Bin<A> bin = bin_of(params, k);
+    if (!(bin.divisor > A(0))) continue;
+    const int64_t stride_y = params.width * bin.stride;
+    const A grad = load(grad_out + k) / bin.divisor;
+    A* map = grad_input + bin.start;
+    for (int64_t i = bin.rows.begin; i < bin.rows.end; ++i) {
+      const AxisSample<A> y = ps_roi_step(bin.y, params.align, bin.ph, i, params.height);
+      if (y.weight_low != A(0))
+        add_to_row(params, bin, grad * y.weight_low, map + y.low * stride_y);
+      if (y.weight_high != A(0))
+        add_to_row(params, bin, grad * y.weight_high, map + y.high * stride_y);
+    }
+  }
+}
+
+// --- the same bits every time ------------------------------------------------------------------
 
 // The weight that a bin gives to a cell along one axis.
 template <class A>
@@ -121,7 +154,7 @@ __device__ CellRange reach_of(const PsRoiAxis<A>& axis, bool align, int64_t bins
 
 template <class T>
 __global__ void __launch_bounds__(kListThreads, 2)
-    ps_roi_backward_kernel(PsRoiParams<acc_t<T>> params, const T* grad_out, acc_t<T>* grad_input) {
+    ps_roi_collect_kernel(PsRoiParams<acc_t<T>> params, const T* grad_out, acc_t<T>* grad_input) {
   using A = acc_t<T>;
   const MapSize size{params.channels, params.height, params.width, params.channels_last};
   for_each_map_element<A>(
@@ -150,11 +183,20 @@ const char* ps_roi(const PsRoiParams<acc_t<T>>& params, const T* input, T* out,
 
 template <class T>
 const char* ps_roi_backward(const PsRoiParams<acc_t<T>>& params, const T* grad_out,
-                            acc_t<T>* grad_input, CUstream_st* stream) {
-  const int64_t count = params.batch * params.channels * params.height * params.width;
-  if (count == 0) return nullptr;
-  launch(ps_roi_backward_kernel<T>, grid_size(count, kListThreads), kListThreads, 0, stream, params,
-         grad_out, grad_input);
+                            bool deterministic, acc_t<T>* grad_input, CUstream_st* stream) {
+  const int64_t elements = params.batch * params.channels * params.height * params.width;
+  const int64_t count = params.num_rois * params.channels;
+  if (elements == 0) return nullptr;
+  if (deterministic) {
+    launch(ps_roi_collect_kernel<T>, grid_size(elements, kListThreads), kListThreads, 0, stream,
+           params, grad_out, grad_input);
+    return launch_error();
+  }
+  cudaMemsetAsync(grad_input, 0, elements * sizeof(acc_t<T>), stream);
+  if (count > 0) {
+    launch(ps_roi_scatter_kernel<T>, grid_size(count, kThreads), kThreads, 0, stream, params,
+           grad_out, grad_input);
+  }
   return launch_error();
 }
 
@@ -163,11 +205,13 @@ template const char* ps_roi(const PsRoiParams<double>&, const double*, double*, 
 template const char* ps_roi(const PsRoiParams<float>&, const Half*, Half*, CUstream_st*);
 template const char* ps_roi(const PsRoiParams<float>&, const BFloat16*, BFloat16*, CUstream_st*);
 
-template const char* ps_roi_backward(const PsRoiParams<float>&, const float*, float*, CUstream_st*);
-template const char* ps_roi_backward(const PsRoiParams<double>&, const double*, double*,
+template const char* ps_roi_backward(const PsRoiParams<float>&, const float*, bool, float*,
                                      CUstream_st*);
-template const char* ps_roi_backward(const PsRoiParams<float>&, const Half*, float*, CUstream_st*);
-template const char* ps_roi_backward(const PsRoiParams<float>&, const BFloat16*, float*,
+template const char* ps_roi_backward(const PsRoiParams<double>&, const double*, bool, double*,
+                                     CUstream_st*);
+template const char* ps_roi_backward(const PsRoiParams<float>&, const Half*, bool, float*,
+                                     CUstream_st*);
+template const char* ps_roi_backward(const PsRoiParams<float>&, const BFloat16*, bool, float*,
                                      CUstream_st*);
 
 }  // namespace cuda

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <ATen/Context.h>
+
 #include "common/torch_glue.h"
 #include "ps_roi/ps_roi.h"
 
@@ -85,8 +87,9 @@ at::Tensor ps_roi_backward(const at::Tensor& grad_out, const at::Tensor& rois_, 
         op, grad_out,
         [&] { cpu::ps_roi_backward<T>(params, input<T>(grad), output<acc_t<T>>(grad_input)); },
         [&](CUstream_st* stream) {
-          return cuda::ps_roi_backward<T>(params, input<T>(grad), output<acc_t<T>>(grad_input),
-                                          stream);
+          return cuda::ps_roi_backward<T>(params, input<T>(grad),
+                                          at::globalContext().deterministicAlgorithms(),
+                                          output<acc_t<T>>(grad_input), stream);
         });
   });
   return grad_input.to(grad_out.scalar_type());

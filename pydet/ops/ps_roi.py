@@ -137,7 +137,8 @@ def ps_roi_pool(
         ValueError: Wrong shapes, more boxes than images in the list, different devices,
             ``output_size`` or ``spatial_scale`` not positive.
 
-    Differentiable in ``input``, any number of times, with the same bits every time. Source: Dai et
+    Differentiable in ``input``, any number of times; on a GPU with the same bits run to run only
+    with ``torch.use_deterministic_algorithms(True)``, which takes a slower kernel. Source: Dai et
     al., R-FCN (arXiv:1605.06409), section 2, equation 1.
     """
     return _ps_roi_of("ps_roi_pool", input, boxes, output_size, spatial_scale, 1, False)
@@ -177,7 +178,8 @@ def ps_roi_align(
         ValueError: Wrong shapes, more boxes than images in the list, different devices,
             ``output_size`` or ``spatial_scale`` not positive.
 
-    Differentiable in ``input``, any number of times, with the same bits every time. Source: Li et
+    Differentiable in ``input``, any number of times; on a GPU with the same bits run to run only
+    with ``torch.use_deterministic_algorithms(True)``, which takes a slower kernel. Source: Li et
     al., Light-Head R-CNN (arXiv:1711.07264), section 3.2, with the sampling of Mask R-CNN.
     """
     align = True

@@ -52,7 +52,7 @@ void test_size(int64_t channels, int64_t height, int64_t width, int64_t ratio, b
   Random random{3};
   std::vector<float> map(map_size), pooled_out(p.num_rois * p.channels, -9), cuda_out(pooled_out);
   for (float& cell : map) cell = random.below(8) - 4;
-  std::vector<float> grad_out(pooled_out.size()), grad(map_size, -9), cuda_grad(map_size, -9);
+  std::vector<float> grad_out(pooled_out.size()), grad(map_size, -9);
   for (float& cell : grad_out) cell = random.below(8) - 4;
   pydet::cpu::ps_roi(p, map.data(), pooled_out.data());
   const auto gpu_rois = in(rois);
@@ -61,9 +61,12 @@ void test_size(int64_t channels, int64_t height, int64_t width, int64_t ratio, b
   CHECK(pydet::cuda::ps_roi(on_gpu, in(map).data(), out(cuda_out).data(), nullptr) == nullptr);
   CHECK(close(pooled_out, cuda_out));
   pydet::cpu::ps_roi_backward(p, grad_out.data(), grad.data());
-  CHECK(pydet::cuda::ps_roi_backward(on_gpu, in(grad_out).data(), out(cuda_grad).data(), nullptr) ==
-        nullptr);
-  CHECK(close(grad, cuda_grad));
+  for (bool deterministic : {false, true}) {
+    std::vector<float> cuda_grad(map_size, -9);
+    CHECK(pydet::cuda::ps_roi_backward(on_gpu, in(grad_out).data(), deterministic,
+                                       out(cuda_grad).data(), nullptr) == nullptr);
+    CHECK(close(grad, cuda_grad));
+  }
   // Both are linear, one the transpose of the other.
   double forward = 0, backward = 0;
   for (size_t i = 0; i < pooled_out.size(); ++i) forward += double{pooled_out[i]} * grad_out[i];

@@ -483,6 +483,7 @@ CASES: tuple[OpCase, ...] = (
         arguments={"output_size": (3, 1), "spatial_scale": 0.25},
         gradients=("input",),
         many=200,
+        deterministic="switched",
     ),
     OpCase(
         "ps_roi_align",
@@ -491,6 +492,7 @@ CASES: tuple[OpCase, ...] = (
         variant="list",
         gradients=("input",),
         many=200,
+        deterministic="switched",
     ),
     OpCase(
         "ps_roi_pool",
@@ -498,6 +500,7 @@ CASES: tuple[OpCase, ...] = (
         arguments={"output_size": (3, 1), "spatial_scale": 0.25},
         gradients=("input",),
         many=200,
+        deterministic="switched",
     ),
     OpCase(
         "PSRoIAlign",
@@ -505,6 +508,7 @@ CASES: tuple[OpCase, ...] = (
         call=ops.PSRoIAlign((1, 3), 0.25, 2),
         gradients=("input",),
         many=200,
+        deterministic="switched",
     ),
     OpCase(
         "PSRoIPool",
@@ -512,6 +516,7 @@ CASES: tuple[OpCase, ...] = (
         call=ops.PSRoIPool((1, 3), 0.25),
         gradients=("input",),
         many=200,
+        deterministic="switched",
     ),
     OpCase(
         "remove_small_boxes",
