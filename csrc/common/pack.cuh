@@ -15,6 +15,12 @@ struct alignas(16) Pack {
   T values[kSize];
 };
 
+// Neighbouring channels of a map with channels_last, moved by one instruction.
+template <class T, int kCount>
+struct alignas(sizeof(T) * kCount) ChannelPack {
+  T values[kCount];
+};
+
 inline bool is_aligned(const void* pointer) {
   return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
 }

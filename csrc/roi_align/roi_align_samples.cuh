@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "common/launch.cuh"
+#include "common/pack.cuh"
 #include "common/scalar.h"
 #include "roi_align/roi_align_place.h"
 
@@ -97,12 +98,6 @@ __device__ KeptSample<A> sample_x(const BlockRoi<A>& roi, int64_t bin, int64_t i
   if (roi.keeps_x) return roi.kept_x[bin * roi.place.x.grid + i];
   return make_sample(roi.place.x, bin, i, roi.width, roi.tangent_x);
 }
-
-// Several neighbouring channels, loaded by one instruction.
-template <class T, int kCount>
-struct alignas(sizeof(T) * kCount) ChannelPack {
-  T values[kCount];
-};
 
 }  // namespace cuda
 }  // namespace pydet

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "common/launch.cuh"
+#include "common/pack.cuh"
 #include "common/roi_list.cuh"
 #include "roi_pool/roi_pool.h"
 
@@ -8,116 +9,160 @@ namespace cuda {
 namespace {
 
 constexpr int kThreads = 256;
-
-// One element of out, which neighbouring threads have next to each other in memory.
-struct Element {
-  int64_t r, channel, ph, pw;
-};
-
-template <class A>
-__device__ Element element_of(const RoiPoolParams<A>& params, int64_t index) {
-  const int64_t bins = params.pooled_height * params.pooled_width;
-  const int64_t inner = params.channels_last ? params.channels : bins;
-  const int64_t low = index % inner, high = index / inner;
-  const int64_t outer = params.channels_last ? bins : params.channels;
-  const int64_t channel = params.channels_last ? low : high % outer;
-  const int64_t bin = params.channels_last ? high % outer : low;
-  return {high / outer, channel, bin / params.pooled_width, bin % params.pooled_width};
-}
-
-// Where cell 0 of a channel is in a map, and how far apart the cells are.
-struct Channel {
-  int64_t start, stride;
-};
-
-template <class A>
-__device__ Channel channel_of(const RoiPoolParams<A>& params, int64_t image, int64_t channel) {
-  const int64_t cells = params.height * params.width;
-  const int64_t start = image * params.channels * cells;
-  return params.channels_last ? Channel{start + channel, params.channels}
-                              : Channel{start + channel * cells, 1};
-}
-
-template <class A>
-struct Largest {
-  A value;
-  int32_t cell;  // -1 where there is none
-  int64_t image;
-};
-
+// Blocks that an SM has to hold at least: these kernels wait for loads, which other warps fill.
 template <class T>
-__device__ Largest<acc_t<T>> largest(const RoiPoolParams<acc_t<T>>& params, const Element& element,
-                                     const T* input) {
+constexpr int kBlocks = sizeof(T) == 8 ? 2 : 4;
+// Items of a RoI that one block takes: an item is a bin of one channel or of several.
+constexpr int64_t kItems = 8 * kThreads;
+// Cells of a row whose loads are on their way at the same time.
+constexpr int kAtOnce = 4;
+// Bins an axis whose cells shared memory holds; those of more bins are computed where they are
+// used.
+constexpr int kKeptBins = 32;
+
+// The RoI that a block works on: what all of its items share is made once.
+template <class A>
+struct BlockRoi {
+  RoiPoolPlace<A> place;
+  CellRange rows[kKeptBins], columns[kKeptBins];
+};
+
+// Makes `roi` RoI r, by all threads of the block; what they read of the RoI before must be done.
+template <class A>
+__device__ void place_roi(const RoiPoolParams<A>& params, int64_t r, BlockRoi<A>& roi) {
+  if (threadIdx.x == 0) roi.place = roi_pool_place(params, r);
+  __syncthreads();
+  const int bin = threadIdx.x;
+  if (bin < min_of<int64_t>(params.pooled_height, kKeptBins))
+    roi.rows[bin] = bin_cells(roi.place.y, bin, params.height);
+  if (bin < min_of<int64_t>(params.pooled_width, kKeptBins))
+    roi.columns[bin] = bin_cells(roi.place.x, bin, params.width);
+  __syncthreads();
+}
+
+// The largest cell of a bin in kCount neighbouring channels.
+template <class A, int kCount>
+struct Largest {
+  A value[kCount];
+  int32_t cell[kCount];  // -1 where there is none
+};
+
+template <class T, int kCount>
+__device__ Largest<acc_t<T>, kCount> largest(const CellRange& y, const CellRange& x, const T* map,
+                                             int64_t width, int64_t stride) {
   using A = acc_t<T>;
-  Largest<A> result{A(0), -1, -1};
-  const RoiPoolPlace<A> place = roi_pool_place(params, element.r);
-  if (place.image < 0) return result;
-  const CellRange y = bin_cells(place.y, element.ph, params.height);
-  const CellRange x = bin_cells(place.x, element.pw, params.width);
-  if (y.end <= y.begin || x.end <= x.begin) return result;
-  result.image = place.image;
-  result.value = -static_cast<A>(INFINITY);
-  const Channel channel = channel_of(params, place.image, element.channel);
-  for (int64_t i = y.begin; i < y.end; ++i) {
-    for (int64_t j = x.begin; j < x.end; ++j) {
-      const int64_t cell = i * params.width + j;
-      const A value = load(input + channel.start + cell * channel.stride);
-      if (value > result.value) {
-        result.value = value;
-        result.cell = static_cast<int32_t>(cell);
+  using Pack = ChannelPack<T, kCount>;
+  Largest<A, kCount> found;
+  const bool empty = y.end <= y.begin || x.end <= x.begin;
+#pragma unroll
+  for (int k = 0; k < kCount; ++k) {
+    found.value[k] = empty ? A(0) : -static_cast<A>(INFINITY);
+    found.cell[k] = -1;
+  }
+  // A map has less than 2^31 cells.
+  const uint32_t columns = static_cast<uint32_t>(width), last_x = static_cast<uint32_t>(x.end - 1);
+#pragma unroll 1
+  for (uint32_t i = static_cast<uint32_t>(y.begin); i < y.end; ++i) {
+#pragma unroll 1
+    for (uint32_t j = static_cast<uint32_t>(x.begin); j < x.end; j += kAtOnce) {
+      uint32_t cells[kAtOnce];
+      Pack packs[kAtOnce];
+#pragma unroll
+      for (int n = 0; n < kAtOnce; ++n) {  // the last again, which changes nothing: no branch
+        cells[n] = i * columns + min_of(j + n, last_x);
+        packs[n] = *reinterpret_cast<const Pack*>(map + cells[n] * stride);
+      }
+#pragma unroll
+      for (int n = 0; n < kAtOnce; ++n) {
+#pragma unroll
+        for (int k = 0; k < kCount; ++k) {
+          const A value = load(packs[n].values + k);
+          if (value > found.value[k]) {
+            found.value[k] = value;
+            found.cell[k] = static_cast<int32_t>(cells[n]);
+          }
+        }
       }
     }
   }
-  return result;
+  return found;
 }
 
-template <class A>
-__device__ int64_t num_elements(const RoiPoolParams<A>& params) {
-  return params.num_rois * params.channels * params.pooled_height * params.pooled_width;
+// Calls put(index, start, stride, found) for each item: `index` is that of its first element in
+// out, start + k + cell * stride that of a cell of its channel k in the maps. Consecutive threads
+// have consecutive elements of out. To be called by whole blocks.
+template <class T, int kCount, class Put>
+__device__ void for_each_largest(const RoiPoolParams<acc_t<T>>& params, const T* input,
+                                 const Put& put) {
+  using A = acc_t<T>;
+  __shared__ BlockRoi<A> roi;
+  const int64_t bins = params.pooled_height * params.pooled_width;
+  const int64_t cells = params.height * params.width, groups = params.channels / kCount;
+  const int64_t items = bins * groups, pieces_a_roi = ceil_div<int64_t>(items, kItems);
+  const int64_t stride = params.channels_last ? params.channels : 1;
+  for (int64_t piece = blockIdx.x; piece < params.num_rois * pieces_a_roi; piece += gridDim.x) {
+    const int64_t r = piece / pieces_a_roi, first = piece % pieces_a_roi * kItems;
+    const int64_t last = min_of(first + kItems, items);
+    place_roi(params, r, roi);
+    for (int64_t item = first + threadIdx.x; item < last; item += kThreads) {
+      const int64_t bin = params.channels_last ? item / groups : item % bins;
+      const int64_t c = params.channels_last ? item % groups * kCount : item / bins;
+      const int64_t ph = bin / params.pooled_width, pw = bin % params.pooled_width;
+      CellRange y{0, 0}, x{0, 0};
+      int64_t start = c * (params.channels_last ? 1 : cells);
+      if (roi.place.image >= 0) {
+        y = ph < kKeptBins ? roi.rows[ph] : bin_cells(roi.place.y, ph, params.height);
+        x = pw < kKeptBins ? roi.columns[pw] : bin_cells(roi.place.x, pw, params.width);
+        start += roi.place.image * params.channels * cells;
+      }
+      put((r * items + item) * kCount, start, stride,
+          largest<T, kCount>(y, x, input + start, params.width, stride));
+    }
+    __syncthreads();
+  }
 }
 
 // out is the largest cell or, where there are `values`, theirs at its place.
-template <class T>
-__global__ void __launch_bounds__(kThreads)
+template <class T, int kCount>
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
     roi_pool_kernel(RoiPoolParams<acc_t<T>> params, const T* input, const T* values, T* out) {
   using A = acc_t<T>;
-  const int64_t count = num_elements(params), step = int64_t{gridDim.x} * kThreads;
-  for (int64_t k = int64_t{blockIdx.x} * kThreads + threadIdx.x; k < count; k += step) {
-    const Element element = element_of(params, k);
-    Largest<A> found = largest(params, element, input);
-    if (values != nullptr) {
-      found.value = A(0);
-      if (found.cell >= 0) {
-        const Channel channel = channel_of(params, found.image, element.channel);
-        found.value = load(values + channel.start + found.cell * channel.stride);
-      }
-    }
-    store(out + k, found.value);
-  }
+  using Pack = ChannelPack<T, kCount>;
+  for_each_largest<T, kCount>(
+      params, input,
+      [&](int64_t index, int64_t start, int64_t stride, const Largest<A, kCount>& found) {
+        Pack result;
+#pragma unroll
+        for (int k = 0; k < kCount; ++k) {
+          A value = found.value[k];
+          if (values != nullptr)
+            value = found.cell[k] < 0 ? A(0) : load(values + start + k + found.cell[k] * stride);
+          store(result.values + k, value);
+        }
+        *reinterpret_cast<Pack*>(out + index) = result;
+      });
 }
 
 // Adds each element of grad_out to its cell; grad_input is zero.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
     roi_pool_scatter_kernel(RoiPoolParams<acc_t<T>> params, const T* input, const T* grad_out,
                             acc_t<T>* grad_input) {
-  const int64_t count = num_elements(params), step = int64_t{gridDim.x} * kThreads;
-  for (int64_t k = int64_t{blockIdx.x} * kThreads + threadIdx.x; k < count; k += step) {
-    const Element element = element_of(params, k);
-    const Largest<acc_t<T>> found = largest(params, element, input);
-    if (found.cell < 0) continue;
-    const Channel channel = channel_of(params, found.image, element.channel);
-    atomicAdd(grad_input + channel.start + found.cell * channel.stride, load(grad_out + k));
-  }
+  for_each_largest<T, 1>(
+      params, input,
+      [&](int64_t index, int64_t start, int64_t stride, const Largest<acc_t<T>, 1>& found) {
+        if (found.cell[0] < 0) return;
+        atomicAdd(grad_input + start + found.cell[0] * stride, load(grad_out + index));
+      });
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
     roi_pool_argmax_kernel(RoiPoolParams<acc_t<T>> params, const T* input, int32_t* argmax) {
-  const int64_t count = num_elements(params), step = int64_t{gridDim.x} * kThreads;
-  for (int64_t k = int64_t{blockIdx.x} * kThreads + threadIdx.x; k < count; k += step) {
-    argmax[k] = largest(params, element_of(params, k), input).cell;
-  }
+  for_each_largest<T, 1>(params, input,
+                         [&](int64_t index, int64_t, int64_t, const Largest<acc_t<T>, 1>& found) {
+                           argmax[index] = found.cell[0];
+                         });
 }
 
 // What a cell takes from one RoI: the bins whose largest cell it is, in their order.
@@ -166,16 +211,29 @@ __global__ void __launch_bounds__(kListThreads, 2)
       [&](int64_t index, A sum) { grad_input[index] = sum; });
 }
 
+// Blocks for items of kCount channels.
+template <class A>
+unsigned int num_blocks(const RoiPoolParams<A>& params, int count) {
+  const int64_t items = params.pooled_height * params.pooled_width * (params.channels / count);
+  return grid_size(params.num_rois * ceil_div<int64_t>(items, kItems), 1);
+}
+
+template <class A>
+int64_t num_outputs(const RoiPoolParams<A>& params) {
+  return params.num_rois * params.channels * params.pooled_height * params.pooled_width;
+}
+
 }  // namespace
 
 template <class T>
 const char* roi_pool_gather(const RoiPoolParams<acc_t<T>>& params, const T* input, const T* values,
                             T* out, CUstream_st* stream) {
-  const int64_t count =
-      params.num_rois * params.channels * params.pooled_height * params.pooled_width;
-  if (count == 0) return nullptr;
-  launch(roi_pool_kernel<T>, grid_size(count, kThreads), kThreads, 0, stream, params, input, values,
-         out);
+  constexpr int kWide = Pack<T>::kSize;  // channels of a 128-bit load
+  if (num_outputs(params) == 0) return nullptr;
+  const bool wide =
+      params.channels_last && params.channels % kWide == 0 && is_aligned(input) && is_aligned(out);
+  launch(wide ? roi_pool_kernel<T, kWide> : roi_pool_kernel<T, 1>,
+         num_blocks(params, wide ? kWide : 1), kThreads, 0, stream, params, input, values, out);
   return launch_error();
 }
 
@@ -189,18 +247,17 @@ template <class T>
 const char* roi_pool_backward(const RoiPoolParams<acc_t<T>>& params, const T* input,
                               const T* grad_out, int32_t* workspace, acc_t<T>* grad_input,
                               CUstream_st* stream) {
-  const int64_t count =
-      params.num_rois * params.channels * params.pooled_height * params.pooled_width;
+  const bool none = num_outputs(params) == 0;
   const int64_t elements = params.batch * params.channels * params.height * params.width;
   if (elements == 0) return nullptr;
-  if (workspace == nullptr || count == 0) {
+  if (workspace == nullptr || none) {
     cudaMemsetAsync(grad_input, 0, elements * sizeof(acc_t<T>), stream);
-    if (count == 0) return launch_error();
-    launch(roi_pool_scatter_kernel<T>, grid_size(count, kThreads), kThreads, 0, stream, params,
-           input, grad_out, grad_input);
+    if (none) return launch_error();
+    launch(roi_pool_scatter_kernel<T>, num_blocks(params, 1), kThreads, 0, stream, params, input,
+           grad_out, grad_input);
     return launch_error();
   }
-  launch(roi_pool_argmax_kernel<T>, grid_size(count, kThreads), kThreads, 0, stream, params, input,
+  launch(roi_pool_argmax_kernel<T>, num_blocks(params, 1), kThreads, 0, stream, params, input,
          workspace);
   launch(roi_pool_collect_kernel<T>, grid_size(elements, kListThreads), kListThreads, 0, stream,
          params, grad_out, workspace, grad_input);

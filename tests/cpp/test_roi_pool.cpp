@@ -137,5 +137,6 @@ int main() {
     }
     test_size(3, 0, 9, 2, last);
   }
+  test_size(4, 3, 5, 46, true);  // more bins than a block keeps, and than one takes
   return check::result();
 }
