@@ -6,8 +6,28 @@ namespace pydet {
 namespace cuda {
 namespace {
 
-// Scatters: the block and its items are those of the forward kernel, and each adds to the cells
-// that it was made from.
+// Channels of a bin that a thread scatters: they share its samples.
+constexpr int kChannels = 4;
+// Such items of a RoI that one block takes.
+constexpr int64_t kItems = kRoiItems / kChannels;
+
+// How the channels of a bin are shared out: thread t of a bin has kChannels of them, `step` apart
+// from the first on; neighbouring threads have neighbours in memory.
+struct ChannelShares {
+  int64_t step, threads;  // threads a bin
+  __device__ int64_t first(int64_t t) const { return t / step * step * kChannels + t % step; }
+};
+
+template <class A>
+__host__ __device__ ChannelShares channel_shares(const RoiAlignParams<A>& params) {
+  constexpr int64_t kWarp = 32;
+  const int64_t fewest = ceil_div<int64_t>(params.channels, kChannels);
+  const int64_t step = !params.channels_last ? 1 : (fewest < kWarp ? fewest : kWarp);
+  return {step, ceil_div<int64_t>(params.channels, step * kChannels) * step};
+}
+
+// Scatters: a block takes kItems items of one RoI, and each adds to the cells that its outputs
+// were made from. Consecutive threads have consecutive bins, or channels.
 template <class T>
 __global__ void __launch_bounds__(kRoiThreads, kRoiBlocks<T>)
     roi_align_scatter_kernel(const __grid_constant__ RoiAlignParams<acc_t<T>> params,
@@ -16,36 +36,50 @@ __global__ void __launch_bounds__(kRoiThreads, kRoiBlocks<T>)
   using A = acc_t<T>;
   __shared__ BlockRoi<A> roi;
   const int64_t bins = params.pooled_height * params.pooled_width;
-  const int64_t items = bins * params.channels;
-  const int64_t pieces_a_roi = ceil_div<int64_t>(items, kRoiItems);
+  const ChannelShares shares = channel_shares(params);
+  const int64_t items = bins * shares.threads, pieces_a_roi = ceil_div<int64_t>(items, kItems);
+  // From a channel to the next of the thread, in grad_out.
+  const int64_t stride_grad = shares.step * (params.channels_last ? 1 : bins);
   for (int64_t piece = blockIdx.x; piece < params.num_rois * pieces_a_roi; piece += gridDim.x) {
-    const int64_t r = piece / pieces_a_roi, first = piece % pieces_a_roi * kRoiItems;
-    const int64_t last = min_of(first + kRoiItems, items);
+    const int64_t r = piece / pieces_a_roi, first = piece % pieces_a_roi * kItems;
+    const int64_t last = min_of(first + kItems, items);
     place_roi(params, r, roi);
     const int64_t end = roi.place.image < 0 ? first : last;  // of a RoI without an image: none
     for (int64_t item = first + threadIdx.x; item < end; item += kRoiThreads) {
-      const int64_t bin = params.channels_last ? item / params.channels : item % bins;
-      const int64_t c = params.channels_last ? item % params.channels : item / bins;
+      const int64_t bin = params.channels_last ? item / shares.threads : item % bins;
+      const int64_t c = shares.first(params.channels_last ? item % shares.threads : item / bins);
+      const int count = static_cast<int>(
+          min_of<int64_t>(kChannels, ceil_div<int64_t>(params.channels - c, shares.step)));
       const int64_t ph = bin / params.pooled_width, pw = bin % params.pooled_width;
       A* map = grad_features.data[roi.place.level] + roi.image_start + c * roi.stride_c;
-      const A grad = load(grad_out + r * items + item) / roi.place.count;
+      const int64_t stride = shares.step * roi.stride_c;
+      const T* grad = grad_out + r * bins * params.channels +
+                      (params.channels_last ? bin * params.channels + c : c * bins + bin);
+      A grads[kChannels];
+#pragma unroll
+      for (int k = 0; k < kChannels; ++k)
+        grads[k] = k < count ? load(grad + k * stride_grad) / roi.place.count : A(0);
+      const auto add = [&](A* cell, A weight_y, A weight_x) {
+#pragma unroll
+        for (int k = 0; k < kChannels; ++k) {
+          if (k < count) atomicAdd(cell + k * stride, grads[k] * weight_y * weight_x);
+        }
+      };
       const RoiSamples rows = roi_samples(roi.place.y, ph, roi.height);
       const RoiSamples columns = roi_samples(roi.place.x, pw, roi.width);
       for (int64_t i = rows.begin; i < rows.end; ++i) {
         const KeptSample<A> y = sample_y(roi, ph, i);
         if (y.weight_low == A(0) && y.weight_high == A(0)) continue;
         A *low = map + y.low * roi.stride_y, *high = map + y.high * roi.stride_y;
-        const A grad_low = grad * y.weight_low, grad_high = grad * y.weight_high;
         for (int64_t j = columns.begin; j < columns.end; ++j) {
           const KeptSample<A> x = sample_x(roi, pw, j);
           if (x.weight_low == A(0) && x.weight_high == A(0)) continue;
-          atomicAdd(low + x.low * roi.stride_x, grad_low * x.weight_low);
-          if (x.weight_high != A(0))
-            atomicAdd(low + x.high * roi.stride_x, grad_low * x.weight_high);
+          add(low + x.low * roi.stride_x, y.weight_low, x.weight_low);
+          if (x.weight_high != A(0)) add(low + x.high * roi.stride_x, y.weight_low, x.weight_high);
           if (y.weight_high == A(0)) continue;
-          atomicAdd(high + x.low * roi.stride_x, grad_high * x.weight_low);
+          add(high + x.low * roi.stride_x, y.weight_high, x.weight_low);
           if (x.weight_high != A(0))
-            atomicAdd(high + x.high * roi.stride_x, grad_high * x.weight_high);
+            add(high + x.high * roi.stride_x, y.weight_high, x.weight_high);
         }
       }
     }
@@ -229,11 +263,11 @@ const char* roi_align_backward(const RoiAlignParams<acc_t<T>>& params, const T* 
     const cudaError_t error = cudaMemsetAsync(grad_features.data[i], 0, size, stream);
     if (error != cudaSuccess) return cudaGetErrorString(error);
   }
-  const int64_t items = params.pooled_height * params.pooled_width * params.channels;
-  if (params.num_rois == 0 || items == 0) return nullptr;
+  if (params.num_rois == 0 || params.channels == 0) return nullptr;
+  const int64_t items = params.pooled_height * params.pooled_width * channel_shares(params).threads;
   launch(roi_align_scatter_kernel<T>,
-         grid_size(params.num_rois * ceil_div<int64_t>(items, kRoiItems), 1), kRoiThreads, 0,
-         stream, params, grad_out, grad_features);
+         grid_size(params.num_rois * ceil_div<int64_t>(items, kItems), 1), kRoiThreads, 0, stream,
+         params, grad_out, grad_features);
   return launch_error();
 }
 

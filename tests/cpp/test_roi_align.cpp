@@ -141,6 +141,7 @@ int main() {
       test_call(Call(channels, 11, 2, 2, false, channels_last, false, false));
       test_call(Call(channels, 9, 3, -1, true, channels_last, false, false));
     }
+    test_call(Call(150, 6, 1, 1, false, channels_last, false, false));
     test_call(Call(40, 9, 1, 20, false, channels_last, false, false));
     // More samples than shared memory holds, and more RoIs than a block looks at a time.
     test_call(Call(1, 9, 2, 150, true, channels_last, false, false));
