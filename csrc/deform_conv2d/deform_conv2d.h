@@ -104,7 +104,8 @@ namespace cuda {
 template <class T>
 const char* deform_im2col(const DeformConvParams<T>& params, T* columns, CUstream_st* stream);
 
-// By atomic additions or, where `deterministic`, each channel by one thread, which is slow.
+// By atomic additions or, where `deterministic`, each channel by one warp in a fixed order, which
+// is slow.
 template <class T>
 const char* deform_col2im(const DeformConvParams<T>& params, const T* grad_columns,
                           bool deterministic, acc_t<T>* grad_input, CUstream_st* stream);

@@ -51,7 +51,10 @@ __global__ void warp_sum(int64_t count, const int* values, int* sum) {
 __global__ void ballots(unsigned int* results) {
   const unsigned int odd = __ballot_sync(~0u, threadIdx.x % 2);
   const int other = __shfl_xor_sync(~0u, static_cast<int>(threadIdx.x), 1);
-  if (__all_sync(~0u, other == static_cast<int>(threadIdx.x ^ 1))) results[threadIdx.x] = odd;
+  const unsigned int alike = __match_any_sync(~0u, threadIdx.x % 2);
+  const bool right =
+      other == static_cast<int>(threadIdx.x ^ 1) && alike == (threadIdx.x % 2 == 1 ? odd : ~odd);
+  if (__all_sync(~0u, right)) results[threadIdx.x] = odd;
 }
 
 // How many threads lie below a bound that each call raises.

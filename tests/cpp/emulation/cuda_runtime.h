@@ -146,6 +146,14 @@ inline unsigned int __ballot_sync(unsigned int mask, int predicate) {
   for (int i = 0; i < 32; ++i) result |= static_cast<unsigned int>(values[i] != 0) << i;
   return result;
 }
+template <class T>
+unsigned int __match_any_sync(unsigned int mask, T value) {
+  const uint64_t word = emulation::to_word(value);
+  const uint64_t* values = emulation::exchange(mask, word);
+  unsigned int result = 0;
+  for (int i = 0; i < 32; ++i) result |= static_cast<unsigned int>(values[i] == word) << i;
+  return result & mask;
+}
 inline int __any_sync(unsigned int mask, int predicate) {
   return __ballot_sync(mask, predicate) != 0;
 }
