@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "box_coding/box_coding.h"
 #include "common/box_deltas.h"
+#include "common/box_words.cuh"
 #include "common/launch.cuh"
 
 namespace pydet {
@@ -9,6 +10,18 @@ namespace {
 
 constexpr int kThreads = 256;  // boxes a block, one a thread
 
+// Deltas, moved as boxes are.
+template <class T>
+__device__ Deltas<acc_t<T>> read_deltas(const T* deltas, int64_t index) {
+  return load_deltas(load_words(deltas, index).values, 0);
+}
+template <class T>
+__device__ void write_deltas(T* deltas, int64_t index, const Deltas<acc_t<T>>& value) {
+  BoxWords<T> words;
+  store_deltas(words.values, 0, value);
+  store_words(deltas, index, words);
+}
+
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     encode_boxes_kernel(int64_t count, int64_t num_anchors, const T* boxes, const T* anchors,
@@ -16,8 +29,8 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int64_t i = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x; i < count;
        i += step) {
-    store_deltas(deltas, i,
-                 encode_box(load_box(boxes, i), load_box(anchors, i % num_anchors), weights));
+    write_deltas(deltas, i,
+                 encode_box(read_box(boxes, i), read_box(anchors, i % num_anchors), weights));
   }
 }
 
@@ -31,17 +44,17 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int64_t j = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x; j < num_anchors;
        j += step) {
-    const Box<A> anchor = load_box(anchors, j);
+    const Box<A> anchor = read_box(anchors, j);
     Box<A> sum{};
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t i = row * num_anchors + j;
       Box<A> grad_box, grad_anchor;
-      encode_box_backward(load_box(boxes, i), anchor, weights, load_deltas(grad_deltas, i),
+      encode_box_backward(read_box(boxes, i), anchor, weights, read_deltas(grad_deltas, i),
                           &grad_box, &grad_anchor);
-      store_box(grad_boxes, i, grad_box);
+      write_box(grad_boxes, i, grad_box);
       add_to(&sum, grad_anchor);
     }
-    store_box(grad_anchors, j, sum);
+    write_box(grad_anchors, j, sum);
   }
 }
 
@@ -55,8 +68,8 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int64_t i = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x; i < count;
        i += step) {
-    store_box(boxes, i,
-              decode_box(load_deltas(deltas, i), load_box(anchors, i % num_anchors), weights,
+    write_box(boxes, i,
+              decode_box(read_deltas(deltas, i), read_box(anchors, i % num_anchors), weights,
                          scale_clamp, limits_of(params, image_sizes, i)));
   }
 }
@@ -72,19 +85,19 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int64_t j = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x; j < num_anchors;
        j += step) {
-    const Box<A> anchor = load_box(anchors, j);
+    const Box<A> anchor = read_box(anchors, j);
     Box<A> sum{};
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t i = row * num_anchors + j;
       Deltas<A> grad;
       Box<A> grad_anchor;
-      decode_box_backward(load_deltas(deltas, i), anchor, weights, scale_clamp,
-                          limits_of(params, image_sizes, i), load_box(grad_boxes, i), &grad,
+      decode_box_backward(read_deltas(deltas, i), anchor, weights, scale_clamp,
+                          limits_of(params, image_sizes, i), read_box(grad_boxes, i), &grad,
                           &grad_anchor);
-      store_deltas(grad_deltas, i, grad);
+      write_deltas(grad_deltas, i, grad);
       add_to(&sum, grad_anchor);
     }
-    store_box(grad_anchors, j, sum);
+    write_box(grad_anchors, j, sum);
   }
 }
 
@@ -98,20 +111,20 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int64_t j = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x; j < num_anchors;
        j += step) {
-    const Box<Dual<A>> anchor = dual_of(load_box(anchors, j), load_box(second.v_anchors, j));
+    const Box<Dual<A>> anchor = dual_of(read_box(anchors, j), read_box(second.v_anchors, j));
     Box<A> sum{};
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t i = row * num_anchors + j;
       Deltas<A> grad_grad;
       Box<A> grad_box, grad_anchor;
-      encode_box_double_backward(dual_of(load_box(boxes, i), load_box(second.v, i)), anchor,
-                                 weights, load_deltas(grad_deltas, i), &grad_grad, &grad_box,
+      encode_box_double_backward(dual_of(read_box(boxes, i), read_box(second.v, i)), anchor,
+                                 weights, read_deltas(grad_deltas, i), &grad_grad, &grad_box,
                                  &grad_anchor);
-      store_deltas(second.grad_grad, i, grad_grad);
-      store_box(grad_boxes, i, grad_box);
+      write_deltas(second.grad_grad, i, grad_grad);
+      write_box(grad_boxes, i, grad_box);
       add_to(&sum, grad_anchor);
     }
-    store_box(grad_anchors, j, sum);
+    write_box(grad_anchors, j, sum);
   }
 }
 
@@ -126,20 +139,20 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int64_t j = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x; j < num_anchors;
        j += step) {
-    const Box<Dual<A>> anchor = dual_of(load_box(anchors, j), load_box(second.v_anchors, j));
+    const Box<Dual<A>> anchor = dual_of(read_box(anchors, j), read_box(second.v_anchors, j));
     Box<A> sum{};
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t i = row * num_anchors + j;
       Deltas<A> grad;
       Box<A> grad_grad, grad_anchor;
-      decode_box_double_backward(dual_of(load_deltas(deltas, i), load_deltas(second.v, i)), anchor,
-                                 params, limits_of(params, image_sizes, i), load_box(grad_boxes, i),
+      decode_box_double_backward(dual_of(read_deltas(deltas, i), read_deltas(second.v, i)), anchor,
+                                 params, limits_of(params, image_sizes, i), read_box(grad_boxes, i),
                                  &grad_grad, &grad, &grad_anchor);
-      store_box(second.grad_grad, i, grad_grad);
-      store_deltas(grad_deltas, i, grad);
+      write_box(second.grad_grad, i, grad_grad);
+      write_deltas(grad_deltas, i, grad);
       add_to(&sum, grad_anchor);
     }
-    store_box(grad_anchors, j, sum);
+    write_box(grad_anchors, j, sum);
   }
 }
 

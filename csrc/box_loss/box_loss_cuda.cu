@@ -2,6 +2,7 @@
 #include <type_traits>
 
 #include "box_loss/box_loss.h"
+#include "common/box_words.cuh"
 #include "common/launch.cuh"
 #include "common/loss_sum.cuh"
 
@@ -11,35 +12,13 @@ namespace {
 
 constexpr int kThreads = kLossThreads;
 
-// A box, read as one or two words of 128 bits at most: contiguous boxes are aligned to themselves.
-template <class T>
-struct alignas(4 * sizeof(T) < 16 ? 4 * sizeof(T) : 16) BoxOf {
-  T x1, y1, x2, y2;
-};
-
-template <class T>
-__device__ Box<acc_t<T>> load_aligned(const T* boxes, int64_t index) {
-  const BoxOf<T> box = reinterpret_cast<const BoxOf<T>*>(boxes)[index];
-  return {load(&box.x1), load(&box.y1), load(&box.x2), load(&box.y2)};
-}
-
-template <class T>
-__device__ void store_aligned(T* boxes, int64_t index, const Box<acc_t<T>>& value) {
-  BoxOf<T> box;
-  store(&box.x1, value.x1);
-  store(&box.y1, value.y1);
-  store(&box.x2, value.x2);
-  store(&box.y2, value.y2);
-  reinterpret_cast<BoxOf<T>*>(boxes)[index] = box;
-}
-
 // A box of numbers, or of dual numbers with v for the tangents.
 template <bool kDual, class T>
 __device__ auto load_numbers(const T* boxes, const T* v, int64_t index) {
   using A = acc_t<T>;
-  const Box<A> box = load_aligned(boxes, index);
+  const Box<A> box = read_box(boxes, index);
   if constexpr (kDual) {
-    const Box<A> t = load_aligned(v, index);
+    const Box<A> t = read_box(v, index);
     return Box<Dual<A>>{{box.x1, t.x1}, {box.y1, t.y1}, {box.x2, t.x2}, {box.y2, t.y2}};
   } else {
     return box;
@@ -56,7 +35,7 @@ __device__ A result_of(const Dual<A>& x) {
 
 // A block takes a piece of pairs at a time: stores their losses, or the sum of them.
 template <class T, class Kind, bool kDual>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     box_loss_kernel(BoxLossArgs<T> args, acc_t<T>* loss, double* partials) {
   using A = acc_t<T>;
   using C = std::conditional_t<kDual, Dual<A>, A>;
@@ -96,10 +75,10 @@ __global__ void __launch_bounds__(kThreads)
     Box<C> a, b;
     pair_loss_backward<Kind>(load_numbers<kDual>(args.boxes1, args.v1, i),
                              load_numbers<kDual>(args.boxes2, args.v2, i), eps, C(grad), &a, &b);
-    store_aligned<T>(grad_boxes1, i,
-                     {result_of(a.x1), result_of(a.y1), result_of(a.x2), result_of(a.y2)});
-    store_aligned<T>(grad_boxes2, i,
-                     {result_of(b.x1), result_of(b.y1), result_of(b.x2), result_of(b.y2)});
+    write_box<T>(grad_boxes1, i,
+                 {result_of(a.x1), result_of(a.y1), result_of(a.x2), result_of(a.y2)});
+    write_box<T>(grad_boxes2, i,
+                 {result_of(b.x1), result_of(b.y1), result_of(b.x2), result_of(b.y2)});
   }
 }
 

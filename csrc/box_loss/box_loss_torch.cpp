@@ -20,14 +20,7 @@ Overlap overlap_of(const char* op, const std::string& name) {
   return Overlap::kComplete;
 }
 
-// Contiguous and at a multiple of 16 bytes, as the kernels' 128-bit loads want it.
-at::Tensor prepared(const at::Tensor& boxes) {
-  const at::Tensor contiguous = boxes.contiguous();
-  const bool aligned = reinterpret_cast<uintptr_t>(contiguous.const_data_ptr()) % 16 == 0;
-  return aligned ? contiguous : contiguous.clone();
-}
-
-// A call's tensors, checked and prepared; v1 and v2 may be undefined.
+// A call's tensors, checked and contiguous; v1 and v2 may be undefined.
 struct Call {
   const char* op;
   at::Tensor boxes1, boxes2, v1, v2;
@@ -116,8 +109,8 @@ Call check_inputs(const char* op, const at::Tensor& boxes1, const at::Tensor& bo
                     ": reduction must be none, mean or sum, got ", reduction);
   const double count = static_cast<double>(boxes1.numel() / 4);
   return {op,
-          prepared(boxes1),
-          prepared(boxes2),
+          boxes1.contiguous(),
+          boxes2.contiguous(),
           {},
           {},
           overlap_of(op, overlap),
@@ -154,8 +147,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> box_loss_double_backward(
   TORCH_CHECK_VALUE(v1.sizes() == boxes1.sizes() && v2.sizes() == boxes1.sizes(), op,
                     ": v1 and v2 must have the shape of boxes1, got ", v1.sizes(), " and ",
                     v2.sizes());
-  call.v1 = prepared(v1);
-  call.v2 = prepared(v2);
+  call.v1 = v1.contiguous();
+  call.v2 = v2.contiguous();
   const at::Tensor slope = call.loss();
   const auto [grad1, grad2] = call.backward(grad_loss);
   return {slope, grad1, grad2};

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // What is done to each box alone: area, format, clipping, size. Each operation is a struct of its
 // arrays ([count, 4], contiguous, unless it says otherwise) and its numbers, and a call with the
-// index of a box; for_each_box runs it over all boxes. Arithmetic of floating numbers in float
+// index of a box and how the device moves boxes (load_sides and store_sides, or wider);
+// for_each_box runs it over all boxes. Arithmetic of floating numbers in float
 // (double for double), rounded once. Instantiated for float, double, Half and BFloat16; where
 // integers make sense also for int64_t, or for uint64_t, whose overflow is defined as torch's is.
 #pragma once
@@ -14,14 +15,27 @@ struct CUstream_st;
 
 namespace pydet {
 
+// Boxes moved number by number.
+struct BoxNumbers {
+  template <class T>
+  PYDET_HOST_DEVICE Sides<box_number_t<T>> load(const T* boxes, int64_t index) const {
+    return load_sides(boxes, index);
+  }
+  template <class T>
+  PYDET_HOST_DEVICE void store(T* boxes, int64_t index, const Sides<box_number_t<T>>& sides) const {
+    store_sides(boxes, index, sides);
+  }
+};
+
 template <class T>
 struct BoxArea {
   BoxFormat format;
   const T* boxes;
   box_number_t<T>* areas;  // [count]
 
-  PYDET_HOST_DEVICE void operator()(int64_t i) const {
-    const Sides<box_number_t<T>> box = load_sides(boxes, i);
+  template <class Mover>
+  PYDET_HOST_DEVICE void operator()(int64_t i, Mover move) const {
+    const Sides<box_number_t<T>> box = move.load(boxes, i);
     areas[i] = length_of(format, box.x) * length_of(format, box.y);
   }
 };
@@ -33,12 +47,13 @@ struct BoxAreaBackward {
   const T* boxes;
   T* grad_boxes;
 
-  PYDET_HOST_DEVICE void operator()(int64_t i) const {
-    const Sides<acc_t<T>> box = load_sides(boxes, i);
+  template <class Mover>
+  PYDET_HOST_DEVICE void operator()(int64_t i, Mover move) const {
+    const Sides<acc_t<T>> box = move.load(boxes, i);
     const acc_t<T> grad = grad_areas[i];
-    store_sides(grad_boxes, i,
-                {length_backward(format, grad * length_of(format, box.y)),
-                 length_backward(format, grad * length_of(format, box.x))});
+    move.store(grad_boxes, i,
+               {length_backward(format, grad * length_of(format, box.y)),
+                length_backward(format, grad * length_of(format, box.x))});
   }
 };
 
@@ -48,11 +63,12 @@ struct BoxConvert {
   const T* boxes;
   T* converted;
 
-  PYDET_HOST_DEVICE void operator()(int64_t i) const {
-    const Sides<box_number_t<T>> box = load_sides(boxes, i);
-    store_sides(converted, i,
-                {from_corners(out_format, to_corners(in_format, box.x)),
-                 from_corners(out_format, to_corners(in_format, box.y))});
+  template <class Mover>
+  PYDET_HOST_DEVICE void operator()(int64_t i, Mover move) const {
+    const Sides<box_number_t<T>> box = move.load(boxes, i);
+    move.store(converted, i,
+               {from_corners(out_format, to_corners(in_format, box.x)),
+                from_corners(out_format, to_corners(in_format, box.y))});
   }
 };
 
@@ -62,11 +78,12 @@ struct BoxConvertBackward {
   const T* grad_converted;
   T* grad_boxes;
 
-  PYDET_HOST_DEVICE void operator()(int64_t i) const {
-    const Sides<acc_t<T>> grad = load_sides(grad_converted, i);
-    store_sides(grad_boxes, i,
-                {to_corners_backward(in_format, from_corners_backward(out_format, grad.x)),
-                 to_corners_backward(in_format, from_corners_backward(out_format, grad.y))});
+  template <class Mover>
+  PYDET_HOST_DEVICE void operator()(int64_t i, Mover move) const {
+    const Sides<acc_t<T>> grad = move.load(grad_converted, i);
+    move.store(grad_boxes, i,
+               {to_corners_backward(in_format, from_corners_backward(out_format, grad.x)),
+                to_corners_backward(in_format, from_corners_backward(out_format, grad.y))});
   }
 };
 
@@ -76,11 +93,12 @@ struct ClipBoxes {
   const T* boxes;
   T* clipped;
 
-  PYDET_HOST_DEVICE void operator()(int64_t i) const {
-    const Sides<box_number_t<T>> box = load_sides(boxes, i);
-    store_sides(clipped, i,
-                {{clip(box.x.first, width), clip(box.x.second, width)},
-                 {clip(box.y.first, height), clip(box.y.second, height)}});
+  template <class Mover>
+  PYDET_HOST_DEVICE void operator()(int64_t i, Mover move) const {
+    const Sides<box_number_t<T>> box = move.load(boxes, i);
+    move.store(clipped, i,
+               {{clip(box.x.first, width), clip(box.x.second, width)},
+                {clip(box.y.first, height), clip(box.y.second, height)}});
   }
 };
 
@@ -91,13 +109,14 @@ struct ClipBoxesBackward {
   const T* boxes;
   T* grad_boxes;
 
-  PYDET_HOST_DEVICE void operator()(int64_t i) const {
-    const Sides<acc_t<T>> box = load_sides(boxes, i), grad = load_sides(grad_clipped, i);
-    store_sides(grad_boxes, i,
-                {{clip_backward(box.x.first, width, grad.x.first),
-                  clip_backward(box.x.second, width, grad.x.second)},
-                 {clip_backward(box.y.first, height, grad.y.first),
-                  clip_backward(box.y.second, height, grad.y.second)}});
+  template <class Mover>
+  PYDET_HOST_DEVICE void operator()(int64_t i, Mover move) const {
+    const Sides<acc_t<T>> box = move.load(boxes, i), grad = move.load(grad_clipped, i);
+    move.store(grad_boxes, i,
+               {{clip_backward(box.x.first, width, grad.x.first),
+                 clip_backward(box.x.second, width, grad.x.second)},
+                {clip_backward(box.y.first, height, grad.y.first),
+                 clip_backward(box.y.second, height, grad.y.second)}});
   }
 };
 
@@ -108,10 +127,11 @@ struct LargeBoxes {
   const T* boxes;
   bool* large;  // [count]
 
-  PYDET_HOST_DEVICE void operator()(int64_t i) const {
+  template <class Mover>
+  PYDET_HOST_DEVICE void operator()(int64_t i, Mover move) const {
     // Integers are subtracted as doubles, where nothing overflows.
     using A = std::conditional_t<std::is_integral_v<T>, double, acc_t<T>>;
-    const Sides<box_number_t<T>> box = load_sides(boxes, i);
+    const Sides<box_number_t<T>> box = move.load(boxes, i);
     const A width = static_cast<A>(box.x.second) - static_cast<A>(box.x.first);
     const A height = static_cast<A>(box.y.second) - static_cast<A>(box.y.first);
     large[i] = width >= static_cast<A>(min_size) && height >= static_cast<A>(min_size);

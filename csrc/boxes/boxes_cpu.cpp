@@ -72,7 +72,7 @@ template <class Operation>
 void for_each_box(int64_t count, const Operation& operation) {
   parallel_for(count, kGrain, [&](int64_t begin, int64_t end) {
     const Operation local = operation;  // its numbers are the loop's own, whatever it writes to
-    for (int64_t i = begin; i < end; ++i) local(i);
+    for (int64_t i = begin; i < end; ++i) local(i, BoxNumbers{});
   });
 }
 

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "boxes/boxes.h"
+#include "common/box_words.cuh"
 #include "common/launch.cuh"
+#include "common/pack.cuh"
 
 namespace pydet {
 namespace cuda {
@@ -8,32 +10,37 @@ namespace {
 
 constexpr int kThreads = 256;
 
+// Boxes moved by words of 128 bits.
+struct BoxMover {
+  template <class T>
+  __device__ Sides<box_number_t<T>> load(const T* boxes, int64_t index) const {
+    return load_sides(load_words(boxes, index).values, 0);
+  }
+  template <class T>
+  __device__ void store(T* boxes, int64_t index, const Sides<box_number_t<T>>& sides) const {
+    BoxWords<T> words;
+    store_sides(words.values, 0, sides);
+    store_words(boxes, index, words);
+  }
+};
+
 template <class Operation>
 __global__ void __launch_bounds__(kThreads)
     for_each_box_kernel(int64_t count, Operation operation) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < count; i += step)
-    operation(i);
+    operation(i, BoxMover{});
 }
 
 constexpr int kWarp = 32;
 constexpr int kMaskThreads = 1024;  // of the block that reads one mask
-
-// As many elements as one 128-bit load moves.
-template <class T>
-struct alignas(16) Pack {
-  static constexpr int kSize = 16 / sizeof(T);
-  T values[kSize];
-};
+constexpr int kAtOnce = 2;          // packs of a thread that are on their way at the same time
 
 // The least column and row and the greatest seen so far.
 struct Extent {
   int left, top, right, bottom;
 
-  __device__ void add(int64_t index, int64_t width) {
-    const int x = static_cast<int>(index % width), y = static_cast<int>(index / width);
-    *this = joined({x, y, x, y});
-  }
+  __device__ void add(int x, int y) { *this = joined({x, y, x, y}); }
   __device__ Extent joined(const Extent& other) const {
     return {min_of(left, other.left), min_of(top, other.top), max_of(right, other.right),
             max_of(bottom, other.bottom)};
@@ -45,6 +52,22 @@ __device__ Extent from_below(const Extent& e, int delta) {
           __shfl_down_sync(~0u, e.right, delta), __shfl_down_sync(~0u, e.bottom, delta)};
 }
 
+// The elements [0, count) that are set, which stand from `index` on in a mask.
+template <class T>
+__device__ void add_elements(const T* elements, int count, int64_t index, int width,
+                             Extent& extent) {
+  bool any = false;
+#pragma unroll
+  for (int k = 0; k < count; ++k) any |= is_set(elements[k]);
+  if (!any) return;
+  int x = static_cast<int>(index % width), y = static_cast<int>(index / width);
+#pragma unroll
+  for (int k = 0; k < count; ++k) {
+    if (is_set(elements[k])) extent.add(x, y);
+    if (++x == width) x = 0, ++y;
+  }
+}
+
 // A block a mask: elements before the first multiple of 16 bytes, then packs, then the rest.
 template <class T>
 __global__ void __launch_bounds__(kMaskThreads)
@@ -52,7 +75,7 @@ __global__ void __launch_bounds__(kMaskThreads)
                           float* boxes) {
   __shared__ Extent parts[kMaskThreads / kWarp];
   constexpr int kSize = Pack<T>::kSize;
-  const int thread = threadIdx.x;
+  const int thread = threadIdx.x, columns = static_cast<int>(width);
   for (int64_t i = blockIdx.x; i < count; i += gridDim.x) {
     const T* mask = masks + i * height * width;
     const int64_t size = height * width;
@@ -60,14 +83,19 @@ __global__ void __launch_bounds__(kMaskThreads)
     const int64_t head = min_of<int64_t>((kSize - beyond) % kSize, size);
     const int64_t packs = (size - head) / kSize, tail = head + packs * kSize;
     Extent extent{0x7fffffff, 0x7fffffff, -1, -1};
-    if (thread < head && is_set(mask[thread])) extent.add(thread, width);
-    if (thread < size - tail && is_set(mask[tail + thread])) extent.add(tail + thread, width);
-    for (int64_t j = thread; j < packs; j += kMaskThreads) {
-      const Pack<T> pack = reinterpret_cast<const Pack<T>*>(mask + head)[j];
+    if (thread < head) add_elements(mask + thread, 1, thread, columns, extent);
+    if (thread < size - tail) add_elements(mask + tail + thread, 1, tail + thread, columns, extent);
+    for (int64_t j = thread; j < packs; j += kAtOnce * kMaskThreads) {
+      int64_t first[kAtOnce];
+      Pack<T> pack[kAtOnce];
 #pragma unroll
-      for (int k = 0; k < kSize; ++k) {
-        if (is_set(pack.values[k])) extent.add(head + j * kSize + k, width);
+      for (int k = 0; k < kAtOnce; ++k) {  // the last again, which changes nothing: no branch
+        first[k] = head + min_of(j + k * kMaskThreads, packs - 1) * kSize;
+        pack[k] = *reinterpret_cast<const Pack<T>*>(mask + first[k]);
       }
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k)
+        add_elements(pack[k].values, kSize, first[k], columns, extent);
     }
     for (int delta = kWarp / 2; delta > 0; delta /= 2)
       extent = extent.joined(from_below(extent, delta));

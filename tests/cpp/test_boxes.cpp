@@ -78,6 +78,22 @@ void test_count(int64_t count) {
   }
 }
 
+// Views of tensors may start anywhere: where boxes are not aligned to themselves the same comes
+// out.
+void test_views(int64_t count) {
+  const std::vector<float> boxes = random_boxes(count);
+  std::vector<float> shifted(boxes), wanted(boxes.size()), found(boxes.size() + 1, -1);
+  shifted.insert(shifted.begin(), 0.0f);
+  pydet::cpu::for_each_box(count, pydet::BoxConvert<float>{BoxFormat::kXyxy, BoxFormat::kCxcywh,
+                                                           boxes.data(), wanted.data()});
+#if !defined(PYDET_ON_GPU)
+  const pydet::BoxConvert<float> view{BoxFormat::kXyxy, BoxFormat::kCxcywh, shifted.data() + 1,
+                                      found.data() + 1};
+  CHECK(pydet::cuda::for_each_box(count, view, nullptr) == nullptr);
+  CHECK(found[0] == -1 && std::vector<float>(found.begin() + 1, found.end()) == wanted);
+#endif
+}
+
 // Masks of a size that is no multiple of a load, so that they start anywhere.
 template <class T>
 void test_masks() {
@@ -107,6 +123,7 @@ int main() {
   test_masks<int16_t>();
   test_masks<float>();
   test_masks<double>();
+  test_views(257);
   for (int64_t count : {0, 1, 255, 256, 257, 16385}) test_count(count);
   return check::result();
 }
