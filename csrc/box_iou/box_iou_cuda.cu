@@ -8,7 +8,7 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kColumns = 4;  // columns a thread: one 128-bit store of floats
-constexpr int kRows = 16;    // rows a block: each thread reads its boxes2 once for all of them
+constexpr int kRows = 16;    // rows a thread: it reads its boxes2 once for all of them
 
 // Several values that are stored by one instruction.
 template <class T>
@@ -36,24 +36,25 @@ __device__ A result_of(const Dual<A>& x) {
   return x.tangent;
 }
 
-// A block writes kRows x (kThreads * kColumns) of one image's matrix: the overlaps, or their
-// tangents. Blocks stride over all such pieces, so no matrix is too large for the grid.
+// A thread writes kRows x kColumns of one image's matrix: the overlaps, or their tangents.
+// Neighbouring threads have neighbouring columns and go on with the next rows where those end, so
+// no thread is idle, however few columns there are. The grid strides over all pieces: no matrix is
+// too large for it.
 template <class Kind, class C, class A>
 __global__ void __launch_bounds__(kThreads)
     box_iou_kernel(BoxIouArgs args, const A* boxes1, const A* boxes2, const A* v1, const A* v2,
                    A* iou) {
   const int64_t n = args.num_boxes1, m = args.num_boxes2;
   const OverlapEps<C> eps{C(0), C(static_cast<A>(args.eps)), C(static_cast<A>(args.eps))};
-  const int64_t column_blocks = ceil_div<int64_t>(m, kThreads * kColumns);
-  const int64_t row_blocks = ceil_div<int64_t>(n, kRows);
-  const int64_t pieces = args.batch * row_blocks * column_blocks;
+  const int64_t packs = ceil_div<int64_t>(m, kColumns), runs = ceil_div<int64_t>(n, kRows);
+  const int64_t pieces = args.batch * runs * packs, step = int64_t{gridDim.x} * kThreads;
   const bool aligned = m % kColumns == 0;  // then each row starts at a multiple of a pack
-  for (int64_t piece = blockIdx.x; piece < pieces; piece += gridDim.x) {
-    const int64_t image = piece / (row_blocks * column_blocks);
-    const int64_t row_begin = piece / column_blocks % row_blocks * kRows;
+  for (int64_t piece = int64_t{blockIdx.x} * kThreads + threadIdx.x; piece < pieces;
+       piece += step) {
+    const int64_t image = piece / (runs * packs);
+    const int64_t row_begin = piece / packs % runs * kRows;
     const int64_t row_end = min_of(row_begin + kRows, n);
-    const int64_t column = (piece % column_blocks * kThreads + threadIdx.x) * kColumns;
-    if (column >= m) continue;
+    const int64_t column = piece % packs * kColumns;
     const int count = static_cast<int>(min_of<int64_t>(kColumns, m - column));
     MeasuredBox<C> b[kColumns];
 #pragma unroll
@@ -62,7 +63,7 @@ __global__ void __launch_bounds__(kThreads)
       b[k] = measure<Kind>(load_numbers<C>(boxes2, v2, j));
     }
     for (int64_t i = row_begin; i < row_end; ++i) {
-      // All threads of the block read the same box: one broadcast load.
+      // Most warps have one run of rows: their threads read the same box.
       const MeasuredBox<C> a = measure<Kind>(load_numbers<C>(boxes1, v1, image * n + i));
       Pack<A> pack;
 #pragma unroll
@@ -218,11 +219,11 @@ template <class C, class A>
 const char* launch_pairs(const BoxIouArgs& args, const A* boxes1, const A* boxes2, const A* v1,
                          const A* v2, A* iou, CUstream_st* stream) {
   const int64_t pieces = args.batch * ceil_div<int64_t>(args.num_boxes1, kRows) *
-                         ceil_div<int64_t>(args.num_boxes2, kThreads * kColumns);
+                         ceil_div<int64_t>(args.num_boxes2, kColumns);
   if (pieces == 0) return nullptr;
   with_kind(args.overlap, [&](auto kind) {
-    launch(box_iou_kernel<decltype(kind), C, A>, grid_size(pieces, 1), kThreads, 0, stream, args,
-           boxes1, boxes2, v1, v2, iou);
+    launch(box_iou_kernel<decltype(kind), C, A>, grid_size(pieces, kThreads), kThreads, 0, stream,
+           args, boxes1, boxes2, v1, v2, iou);
   });
   return launch_error();
 }
