@@ -183,6 +183,7 @@ def test_gradients(call):
         lambda *tensors: call.run(**dict(zip(names, tensors, strict=True))),
         leaves,
         fast_mode=True,
+        nondet_tol=1e-9,  # the atomic additions of the CUDA kernels, emulated, come in any order
     )
 
 
