@@ -20,7 +20,9 @@ settings.register_profile("ci", max_examples=500, derandomize=True, **_common)
 settings.register_profile("thorough", max_examples=20_000, **_common)
 # Each example runs all threads of its kernels one after the other (tests/cpp/emulated_tests.py).
 settings.register_profile("emulated", max_examples=10, derandomize=True, **_common)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
+_profile = os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev")
+settings.load_profile(_profile)
+is_emulated = _profile == "emulated"
 
 needs_cuda = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs a CUDA device; none is visible to torch"

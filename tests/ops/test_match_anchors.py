@@ -238,7 +238,7 @@ def test_batch_equals_single_images(anchors, images, limits, low_quality, best):
 
 
 @pytest.mark.parametrize("rule", [{}, {"low_quality": True}, {"best": True}])
-@pytest.mark.parametrize("num_anchors", [0, 1, 130, 3000])
+@pytest.mark.parametrize("num_anchors", [0, 1, 130, pytest.param(3000, marks=pytest.mark.large)])
 def test_each_image_with_anchors_of_its_own(num_anchors, rule, device):
     """[B, A, 4]: what comes of the images one by one, rows of NaN (padding) among them."""
     counts = (0, 7, 30)
@@ -264,7 +264,9 @@ def test_each_image_with_anchors_of_its_own(num_anchors, rule, device):
 
 @pytest.mark.parametrize("low_quality", [False, True])
 @pytest.mark.parametrize("num_gt", [0, 1, 7, 300])
-@pytest.mark.parametrize("num_anchors", [0, 1, 127, 128, 129, 257, 1500])
+@pytest.mark.parametrize(
+    "num_anchors", [0, 1, 127, 128, 129, 257, pytest.param(1500, marks=pytest.mark.large)]
+)
 def test_sizes(num_anchors, num_gt, low_quality):
     """Around the sizes of blocks and tiles."""
     for dtype in DTYPES[:2]:

@@ -247,7 +247,9 @@ def test_many_kept_boxes(device, size, overlap):
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.25, 0.5, 0.875, 1.0])
-@pytest.mark.parametrize("count", [0, 1, 31, 32, 33, 64, 300, 700])
+@pytest.mark.parametrize(
+    "count", [0, 1, 31, 32, 33, 64, 300, pytest.param(700, marks=pytest.mark.large)]
+)
 def test_sizes(device, count, threshold):
     """Counts around the blocks of kept boxes and the switch to the radix sort."""
     boxes, scores, idxs = random_boxes(count, device=device)
