@@ -77,8 +77,8 @@ __global__ void __launch_bounds__(kRoiThreads, kRoiBlocks<T>)
     const RoiPlace<A> place = roi_place(params, r);
     const RoiTangent<A> tangent_y = roi_tangent_y(params, r), tangent_x = roi_tangent_x(params, r);
     A sums[4] = {};
-    if (place.image >= 0) {
-      const auto& level = params.levels[place.level];
+    const auto& level = params.levels[place.level < 0 ? 0 : place.level];
+    if (place.image >= 0 && level.height > 0 && level.width > 0) {
       const int64_t stride_x = params.channels_last ? params.channels : 1;
       const int64_t stride_y = level.width * stride_x;
       const int64_t stride_c = params.channels_last ? 1 : level.height * level.width;
