@@ -2,6 +2,8 @@
 """Fixtures and hypothesis profiles that all tests share."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,16 @@ is_emulated = _profile == "emulated"
 needs_cuda = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs a CUDA device; none is visible to torch"
 )
+
+
+@contextmanager
+def deterministic_algorithms() -> Iterator[None]:
+    """Gradients on a GPU, emulated or not, are the same bits whatever the order of threads."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=needs_cuda)])

@@ -387,6 +387,7 @@ def test_never_a_matrix(rule):
     assert torch.equal(matches.matched_ious[part], iou.max(dim=1).values)
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("best", [False, True])
 def test_many_images(best):
     """64 images of 100 boxes each; the first and the last as if they were alone."""

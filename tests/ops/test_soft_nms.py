@@ -187,6 +187,7 @@ def test_large(device, size, method):
     assert result.scores.tolist() == pytest.approx(decayed, rel=1e-12)
 
 
+@pytest.mark.large
 def test_roots(device):
     """More than 32 768 boxes, each hidden by one neighbour alone, so that the answer is known."""
     count = 40_000
@@ -226,6 +227,7 @@ def test_padded_form(batch, threshold, max_output, classes):
         assert result.keep[b, count:].eq(-1).all() and result.scores[b, count:].eq(0).all()
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("method", METHODS)
 def test_early_exit(device, method):
     boxes, scores, idxs = random_boxes(3, 2000, size=900, device=device)
@@ -290,6 +292,7 @@ def test_classes_without_offsets(device):
     assert torch.equal(ops.batched_soft_nms(boxes, scores, idxs).scores, scores)
 
 
+@pytest.mark.large
 def test_many_classes(device):
     """9418 classes in float16: no box changes another."""
     count = 9418

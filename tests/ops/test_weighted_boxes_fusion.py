@@ -174,6 +174,7 @@ def test_leading_dimensions(device, shape):
 # --- edges -------------------------------------------------------------------------------------
 
 
+@pytest.mark.large
 def test_many_classes_and_negative_coordinates(device):
     """9418 classes in float16, one box each, where offsets by class would make them overlap."""
     count = 9418
