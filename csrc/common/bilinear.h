@@ -96,6 +96,12 @@ PYDET_HOST_DEVICE Neighbours<A> neighbours(const AxisSample<A>& y, const AxisSam
 template <class A>
 struct BilinearValue {
   A value, slope_y, slope_x;
+
+  PYDET_HOST_DEVICE void add(A factor, const BilinearValue& other) {
+    value += factor * other.value;
+    slope_y += factor * other.slope_y;
+    slope_x += factor * other.slope_x;
+  }
 };
 
 template <class A>

@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(kOutputThreads)
 template <class T>
 const char* write_by_score(int64_t batch, int64_t num_boxes, int64_t max_output,
                            acc_t<T> score_threshold, const acc_t<T>* scores,
-                           const RankLayout& layout, char* workspace, int64_t* keep, T* decayed,
+                           const PairSortLayout& layout, char* workspace, int64_t* keep, T* decayed,
                            int64_t* counts, CUstream_st* stream) {
   const int64_t* order = nullptr;
   if (num_boxes > 0) {

@@ -3,9 +3,8 @@
 // take no part last.
 #pragma once
 
-#include <cub/device/device_radix_sort.cuh>
-
 #include "common/launch.cuh"
+#include "common/pair_sort.cuh"
 #include "common/suppression.h"
 
 namespace pydet {
@@ -56,55 +55,27 @@ __device__ int64_t count_ranked(int64_t k, int64_t num_boxes, bool filter, acc_t
   return takes_part(k + 1, num_boxes, filter, score_threshold, scores, order) ? -1 : k + 1;
 }
 
-// Where the parts of the workspace start, in bytes.
-struct RankLayout {
-  size_t keys[2], values[2], storage, storage_bytes;
-};
-
-// Lays out the workspace for `count` boxes of all images; take(bytes) gives the start of a part.
-template <class Take>
-const char* make_rank_layout(int64_t count, const Take& take, RankLayout* layout) {
-  cub::DoubleBuffer<uint64_t> keys;
-  cub::DoubleBuffer<int64_t> values;
-  layout->storage_bytes = 0;
-  const cudaError_t error =
-      cub::DeviceRadixSort::SortPairs(nullptr, layout->storage_bytes, keys, values, count);
-  if (error != cudaSuccess) return cudaGetErrorString(error);
-  for (int i = 0; i < 2; ++i) {
-    layout->keys[i] = take(count * sizeof(uint64_t));
-    layout->values[i] = take(count * sizeof(int64_t));
-  }
-  layout->storage = take(layout->storage_bytes);
-  return nullptr;
-}
-
 // Gives *order [batch, num_boxes], which lies in the workspace: numbers of boxes over all images.
 // One sort by image and score; scores of 64 bits are sorted first, then the images.
 template <class T>
 const char* rank_boxes(int64_t batch, int64_t num_boxes, bool filter, acc_t<T> score_threshold,
-                       const T* scores, const RankLayout& layout, char* workspace,
+                       const T* scores, const PairSortLayout& layout, char* workspace,
                        const int64_t** order, CUstream_st* stream) {
   if (batch > int64_t{1} << 32) return "more than 2^32 images";
   const int64_t count = batch * num_boxes;
-  cub::DoubleBuffer<uint64_t> keys(reinterpret_cast<uint64_t*>(workspace + layout.keys[0]),
-                                   reinterpret_cast<uint64_t*>(workspace + layout.keys[1]));
-  cub::DoubleBuffer<int64_t> values(reinterpret_cast<int64_t*>(workspace + layout.values[0]),
-                                    reinterpret_cast<int64_t*>(workspace + layout.values[1]));
+  PairSort pairs(layout, workspace);
   int image_bits = 0;
   while (int64_t{1} << image_bits < batch) ++image_bits;
   constexpr int kScoreBits = 8 * sizeof(acc_t<T>);
   const bool apart = kScoreBits + image_bits > 64;
   for (int step = 0; step < (apart ? 2 : 1); ++step) {
     launch(rank_key_kernel<T>, grid_size(count, kRankThreads), kRankThreads, 0, stream, count,
-           num_boxes, filter, score_threshold, step == 1, scores, values.Current(), keys.Current());
+           num_boxes, filter, score_threshold, step == 1, scores, pairs.values(), pairs.keys());
     if (const char* error = launch_error()) return error;
-    size_t bytes = layout.storage_bytes;
     const int bits = step == 1 ? image_bits : (apart ? kScoreBits : kScoreBits + image_bits);
-    const cudaError_t error = cub::DeviceRadixSort::SortPairs(workspace + layout.storage, bytes,
-                                                              keys, values, count, 0, bits, stream);
-    if (error != cudaSuccess) return cudaGetErrorString(error);
+    if (const char* error = pairs.sort(count, bits, stream)) return error;
   }
-  *order = values.Current();
+  *order = pairs.values();
   return nullptr;
 }
 

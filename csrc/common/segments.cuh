@@ -3,10 +3,9 @@
 // image. The boxes of a segment stay in the order that they come in.
 #pragma once
 
-#include <cub/device/device_radix_sort.cuh>
-
 #include "common/box.h"
 #include "common/launch.cuh"
+#include "common/pair_sort.cuh"
 
 namespace pydet {
 namespace cuda {
@@ -15,7 +14,8 @@ constexpr int kSegmentThreads = 256;
 
 // Where the parts of the workspace start, in bytes.
 struct SegmentLayout {
-  size_t keys[2], values[2], storage, storage_bytes, begins, count;
+  PairSortLayout sort;
+  size_t begins, count;
 };
 
 struct Segments {
@@ -77,17 +77,7 @@ inline __global__ void __launch_bounds__(kSegmentThreads) segment_begin_kernel(S
 // Lays out the workspace for `total` boxes of all images; take(bytes) gives the start of a part.
 template <class Take>
 const char* make_segment_layout(int64_t total, const Take& take, SegmentLayout* layout) {
-  cub::DoubleBuffer<uint64_t> keys;
-  cub::DoubleBuffer<int64_t> values;
-  layout->storage_bytes = 0;
-  const cudaError_t error =
-      cub::DeviceRadixSort::SortPairs(nullptr, layout->storage_bytes, keys, values, total);
-  if (error != cudaSuccess) return cudaGetErrorString(error);
-  for (int i = 0; i < 2; ++i) {
-    layout->keys[i] = take(total * sizeof(uint64_t));
-    layout->values[i] = take(total * sizeof(int64_t));
-  }
-  layout->storage = take(layout->storage_bytes);
+  if (const char* error = make_pair_sort_layout(total, take, &layout->sort)) return error;
   layout->begins = take(total * sizeof(int64_t));
   layout->count = take(sizeof(unsigned int));
   return nullptr;
@@ -101,27 +91,18 @@ inline const char* find_segments(int64_t batch, int64_t num_boxes, const int64_t
                                  Segments* segments, CUstream_st* stream) {
   const int64_t total = batch * num_boxes;
   if (total > int64_t{1} << 31) return "more than 2^31 boxes";
-  cub::DoubleBuffer<uint64_t> keys(reinterpret_cast<uint64_t*>(workspace + layout.keys[0]),
-                                   reinterpret_cast<uint64_t*>(workspace + layout.keys[1]));
-  cub::DoubleBuffer<int64_t> values(reinterpret_cast<int64_t*>(workspace + layout.values[0]),
-                                    reinterpret_cast<int64_t*>(workspace + layout.values[1]));
+  PairSort pairs(layout.sort, workspace);
   unsigned int* count = reinterpret_cast<unsigned int*>(workspace + layout.count);
   const unsigned int grid = grid_size(total, kSegmentThreads);
-  launch(segment_key_kernel, grid, kSegmentThreads, 0, stream, total, idxs, order, values.Current(),
-         keys.Current(), count);
+  launch(segment_key_kernel, grid, kSegmentThreads, 0, stream, total, idxs, order, pairs.values(),
+         pairs.keys(), count);
   if (const char* error = launch_error()) return error;
   if (idxs != nullptr) {
-    size_t bytes = layout.storage_bytes;
-    const cudaError_t error = cub::DeviceRadixSort::SortPairs(workspace + layout.storage, bytes,
-                                                              keys, values, total, 0, 64, stream);
-    if (error != cudaSuccess) return cudaGetErrorString(error);
+    if (const char* error = pairs.sort(total, 64, stream)) return error;
   }
-  *segments = {num_boxes,
-               total,
-               idxs,
-               values.Current(),
-               reinterpret_cast<int64_t*>(workspace + layout.begins),
-               count};
+  *segments = {
+      num_boxes, total, idxs, pairs.values(), reinterpret_cast<int64_t*>(workspace + layout.begins),
+      count};
   launch(segment_begin_kernel, grid, kSegmentThreads, 0, stream, *segments);
   return launch_error();
 }

@@ -127,10 +127,7 @@ void deform_col2points(const DeformConvParams<T>& params, const T* grad_columns,
       for (int64_t i = 0; i < channels_a_group && point.counts(); ++i) {
         const int64_t c = g * channels_a_group + i;
         const A grad = load(grad_columns + (c * taps + k) * params.count + p);
-        const BilinearValue<A> slopes = deform_slopes(point, near, params.input + c * cells);
-        sum.value += grad * slopes.value;
-        sum.slope_y += grad * slopes.slope_y;
-        sum.slope_x += grad * slopes.slope_x;
+        sum.add(grad, deform_slopes(point, near, params.input + c * cells));
       }
       T* to = grad_offset + gk * 2 * positions + params.begin + p;
       store(to, point.counts() ? point.mask * sum.slope_y : A(0));

@@ -142,7 +142,7 @@ __global__ void __launch_bounds__(kThreads)
     deform_col2points_kernel(DeformConvParams<T> params, const T* grad_columns, T* grad_offset,
                              T* grad_mask) {
   using A = acc_t<T>;
-  __shared__ A parts[3][kSlices][kPoints];
+  __shared__ BilinearValue<A> parts[kSlices][kPoints];
   const int64_t taps = params.kernel_height * params.kernel_width;
   const int64_t positions = params.out_height * params.out_width;
   const int64_t channels_a_group = params.channels / params.offset_groups;
@@ -160,22 +160,13 @@ __global__ void __launch_bounds__(kThreads)
       for (int64_t i = slice; i < channels_a_group; i += kSlices) {
         const int64_t c = g * channels_a_group + i;
         const A grad = load(grad_columns + (c * taps + k) * params.count + p);
-        const BilinearValue<A> slopes = deform_slopes(point, near, params.input + c * cells);
-        sum.value += grad * slopes.value;
-        sum.slope_y += grad * slopes.slope_y;
-        sum.slope_x += grad * slopes.slope_x;
+        sum.add(grad, deform_slopes(point, near, params.input + c * cells));
       }
     }
-    parts[0][slice][lane] = sum.value;
-    parts[1][slice][lane] = sum.slope_y;
-    parts[2][slice][lane] = sum.slope_x;
+    parts[slice][lane] = sum;
     __syncthreads();
     if (slice == 0 && p < params.count) {
-      for (int s = 1; s < kSlices; ++s) {
-        sum.value += parts[0][s][lane];
-        sum.slope_y += parts[1][s][lane];
-        sum.slope_x += parts[2][s][lane];
-      }
+      for (int s = 1; s < kSlices; ++s) sum.add(A(1), parts[s][lane]);
       T* to = grad_offset + gk * 2 * positions + params.begin + p;
       store(to, point.counts() ? point.mask * sum.slope_y : A(0));
       store(to + positions, point.counts() ? point.mask * sum.slope_x : A(0));

@@ -33,7 +33,7 @@ __device__ double from_word(unsigned long long word) { return double_from_bits(w
 // The workspace: where each part starts, in bytes.
 struct Layout {
   size_t valid, peaks, values, decayed, total;
-  RankLayout rank;
+  PairSortLayout rank;
 };
 
 template <class A>
@@ -163,7 +163,7 @@ const char* make_layout(const MatrixNmsParams& p, Layout* layout) {
   layout->peaks = take(total * sizeof(acc_t<T>));
   layout->values = take(total * sizeof(acc_t<T>));
   layout->decayed = take(total * sizeof(acc_t<T>));
-  return make_rank_layout(total, take, &layout->rank);
+  return make_pair_sort_layout(total, take, &layout->rank);
 }
 
 // Fills work.decayed.

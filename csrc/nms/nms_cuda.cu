@@ -33,7 +33,7 @@ static_assert(kMaxWords <= kWarp, "each lane of a warp strikes out in one word o
 struct Layout {
   int64_t tile;
   size_t valid, hidden, mask, total;
-  RankLayout rank;
+  PairSortLayout rank;
 };
 
 // What the kernels of a tile share. Arrays of all images, image b from b times its row on.
@@ -235,7 +235,7 @@ const char* make_layout(const NmsParams& p, Layout* layout) {
   layout->valid = take(p.batch * sizeof(int64_t));
   layout->hidden = take(p.batch * tile / 8);
   layout->mask = take(p.batch * tile * (tile / 8));
-  return make_rank_layout(p.batch * p.num_boxes, take, &layout->rank);
+  return make_pair_sort_layout(p.batch * p.num_boxes, take, &layout->rank);
 }
 
 }  // namespace

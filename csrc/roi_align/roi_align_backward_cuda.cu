@@ -37,54 +37,49 @@ __global__ void __launch_bounds__(kRoiThreads, kRoiBlocks<T>)
   __shared__ BlockRoi<A> roi;
   const int64_t bins = params.pooled_height * params.pooled_width;
   const ChannelShares shares = channel_shares(params);
-  const int64_t items = bins * shares.threads, pieces_a_roi = ceil_div<int64_t>(items, kItems);
   // From a channel to the next of the thread, in grad_out.
   const int64_t stride_grad = shares.step * (params.channels_last ? 1 : bins);
-  for (int64_t piece = blockIdx.x; piece < params.num_rois * pieces_a_roi; piece += gridDim.x) {
-    const int64_t r = piece / pieces_a_roi, first = piece % pieces_a_roi * kItems;
-    const int64_t last = min_of(first + kItems, items);
-    place_roi(params, r, roi);
-    const int64_t end = roi.place.image < 0 ? first : last;  // of a RoI without an image: none
-    for (int64_t item = first + threadIdx.x; item < end; item += kRoiThreads) {
-      const int64_t bin = params.channels_last ? item / shares.threads : item % bins;
-      const int64_t c = shares.first(params.channels_last ? item % shares.threads : item / bins);
-      const int count = static_cast<int>(
-          min_of<int64_t>(kChannels, ceil_div<int64_t>(params.channels - c, shares.step)));
-      const int64_t ph = bin / params.pooled_width, pw = bin % params.pooled_width;
-      A* map = grad_features.data[roi.place.level] + roi.image_start + c * roi.stride_c;
-      const int64_t stride = shares.step * roi.stride_c;
-      const T* grad = grad_out + r * bins * params.channels +
-                      (params.channels_last ? bin * params.channels + c : c * bins + bin);
-      A grads[kChannels];
+  const auto place = [&](int64_t r) { place_roi(params, r, roi); };
+  for_each_roi_item(
+      params, shares.threads, kItems, place, [&](int64_t r, int64_t, int64_t bin, int64_t share) {
+        if (roi.place.image < 0) return;
+        const int64_t c = shares.first(share);
+        const int count = static_cast<int>(
+            min_of<int64_t>(kChannels, ceil_div<int64_t>(params.channels - c, shares.step)));
+        const int64_t ph = bin / params.pooled_width, pw = bin % params.pooled_width;
+        A* map = grad_features.data[roi.place.level] + roi.image_start + c * roi.stride_c;
+        const int64_t stride = shares.step * roi.stride_c;
+        const T* grad = grad_out + r * bins * params.channels +
+                        (params.channels_last ? bin * params.channels + c : c * bins + bin);
+        A grads[kChannels];
 #pragma unroll
-      for (int k = 0; k < kChannels; ++k)
-        grads[k] = k < count ? load(grad + k * stride_grad) / roi.place.count : A(0);
-      const auto add = [&](A* cell, A weight_y, A weight_x) {
+        for (int k = 0; k < kChannels; ++k)
+          grads[k] = k < count ? load(grad + k * stride_grad) / roi.place.count : A(0);
+        const auto add = [&](A* cell, A weight_y, A weight_x) {
 #pragma unroll
-        for (int k = 0; k < kChannels; ++k) {
-          if (k < count) atomicAdd(cell + k * stride, grads[k] * weight_y * weight_x);
+          for (int k = 0; k < kChannels; ++k) {
+            if (k < count) atomicAdd(cell + k * stride, grads[k] * weight_y * weight_x);
+          }
+        };
+        const RoiSamples rows = roi_samples(roi.place.y, ph, roi.height);
+        const RoiSamples columns = roi_samples(roi.place.x, pw, roi.width);
+        for (int64_t i = rows.begin; i < rows.end; ++i) {
+          const KeptSample<A> y = sample_y(roi, ph, i);
+          if (y.weight_low == A(0) && y.weight_high == A(0)) continue;
+          A *low = map + y.low * roi.stride_y, *high = map + y.high * roi.stride_y;
+          for (int64_t j = columns.begin; j < columns.end; ++j) {
+            const KeptSample<A> x = sample_x(roi, pw, j);
+            if (x.weight_low == A(0) && x.weight_high == A(0)) continue;
+            add(low + x.low * roi.stride_x, y.weight_low, x.weight_low);
+            if (x.weight_high != A(0))
+              add(low + x.high * roi.stride_x, y.weight_low, x.weight_high);
+            if (y.weight_high == A(0)) continue;
+            add(high + x.low * roi.stride_x, y.weight_high, x.weight_low);
+            if (x.weight_high != A(0))
+              add(high + x.high * roi.stride_x, y.weight_high, x.weight_high);
+          }
         }
-      };
-      const RoiSamples rows = roi_samples(roi.place.y, ph, roi.height);
-      const RoiSamples columns = roi_samples(roi.place.x, pw, roi.width);
-      for (int64_t i = rows.begin; i < rows.end; ++i) {
-        const KeptSample<A> y = sample_y(roi, ph, i);
-        if (y.weight_low == A(0) && y.weight_high == A(0)) continue;
-        A *low = map + y.low * roi.stride_y, *high = map + y.high * roi.stride_y;
-        for (int64_t j = columns.begin; j < columns.end; ++j) {
-          const KeptSample<A> x = sample_x(roi, pw, j);
-          if (x.weight_low == A(0) && x.weight_high == A(0)) continue;
-          add(low + x.low * roi.stride_x, y.weight_low, x.weight_low);
-          if (x.weight_high != A(0)) add(low + x.high * roi.stride_x, y.weight_low, x.weight_high);
-          if (y.weight_high == A(0)) continue;
-          add(high + x.low * roi.stride_x, y.weight_high, x.weight_low);
-          if (x.weight_high != A(0))
-            add(high + x.high * roi.stride_x, y.weight_high, x.weight_high);
-        }
-      }
-    }
-    __syncthreads();
-  }
+      });
 }
 
 // --- the same bits every time ------------------------------------------------------------------
@@ -265,9 +260,8 @@ const char* roi_align_backward(const RoiAlignParams<acc_t<T>>& params, const T* 
   }
   if (params.num_rois == 0 || params.channels == 0) return nullptr;
   const int64_t items = params.pooled_height * params.pooled_width * channel_shares(params).threads;
-  launch(roi_align_scatter_kernel<T>,
-         grid_size(params.num_rois * ceil_div<int64_t>(items, kItems), 1), kRoiThreads, 0, stream,
-         params, grad_out, grad_features);
+  launch(roi_align_scatter_kernel<T>, roi_grid_size(params.num_rois, items, kItems), kRoiThreads, 0,
+         stream, params, grad_out, grad_features);
   return launch_error();
 }
 

@@ -15,51 +15,45 @@ __global__ void __launch_bounds__(kRoiThreads, kRoiBlocks<T>)
   using A = acc_t<T>;
   using Pack = ChannelPack<T, kCount>;
   __shared__ BlockRoi<A> roi;
-  const int64_t bins = params.pooled_height * params.pooled_width;
-  const int64_t items = bins * params.channels / kCount, groups = params.channels / kCount;
-  const int64_t pieces_a_roi = ceil_div<int64_t>(items, kRoiItems);
-  for (int64_t piece = blockIdx.x; piece < params.num_rois * pieces_a_roi; piece += gridDim.x) {
-    const int64_t r = piece / pieces_a_roi, first = piece % pieces_a_roi * kRoiItems;
-    const int64_t last = min_of(first + kRoiItems, items);
-    place_roi(params, r, roi);
-    for (int64_t item = first + threadIdx.x; item < last; item += kRoiThreads) {
-      const int64_t bin = params.channels_last ? item / groups : item % bins;
-      const int64_t c = params.channels_last ? item % groups * kCount : item / bins;
-      A total[kCount] = {};
-      if (roi.place.image >= 0) {
-        const T* map = features.data[roi.place.level] + roi.image_start + c * roi.stride_c;
-        const int64_t ph = bin / params.pooled_width, pw = bin % params.pooled_width;
-        const RoiSamples rows = roi_samples(roi.place.y, ph, roi.height);
-        const RoiSamples columns = roi_samples(roi.place.x, pw, roi.width);
-        for (int64_t i = rows.begin; i < rows.end; ++i) {
-          const KeptSample<A> y = sample_y(roi, ph, i);
-          if (y.weight_low == A(0) && y.weight_high == A(0)) continue;
-          const T *low = map + y.low * roi.stride_y, *high = map + y.high * roi.stride_y;
-          for (int64_t j = columns.begin; j < columns.end; ++j) {
-            const KeptSample<A> x = sample_x(roi, pw, j);
-            if (x.weight_low == A(0) && x.weight_high == A(0)) continue;
-            const Pack a = *reinterpret_cast<const Pack*>(low + x.low * roi.stride_x);
-            const Pack b = *reinterpret_cast<const Pack*>(low + x.high * roi.stride_x);
-            const Pack d = *reinterpret_cast<const Pack*>(high + x.low * roi.stride_x);
-            const Pack e = *reinterpret_cast<const Pack*>(high + x.high * roi.stride_x);
+  const int64_t groups = params.channels / kCount;
+  const int64_t items = params.pooled_height * params.pooled_width * groups;
+  const auto place = [&](int64_t r) { place_roi(params, r, roi); };
+  for_each_roi_item(
+      params, groups, kRoiItems, place, [&](int64_t r, int64_t item, int64_t bin, int64_t group) {
+        const int64_t c = group * kCount;
+        A total[kCount] = {};
+        if (roi.place.image >= 0) {
+          const T* map = features.data[roi.place.level] + roi.image_start + c * roi.stride_c;
+          const int64_t ph = bin / params.pooled_width, pw = bin % params.pooled_width;
+          const RoiSamples rows = roi_samples(roi.place.y, ph, roi.height);
+          const RoiSamples columns = roi_samples(roi.place.x, pw, roi.width);
+          for (int64_t i = rows.begin; i < rows.end; ++i) {
+            const KeptSample<A> y = sample_y(roi, ph, i);
+            if (y.weight_low == A(0) && y.weight_high == A(0)) continue;
+            const T *low = map + y.low * roi.stride_y, *high = map + y.high * roi.stride_y;
+            for (int64_t j = columns.begin; j < columns.end; ++j) {
+              const KeptSample<A> x = sample_x(roi, pw, j);
+              if (x.weight_low == A(0) && x.weight_high == A(0)) continue;
+              const Pack a = *reinterpret_cast<const Pack*>(low + x.low * roi.stride_x);
+              const Pack b = *reinterpret_cast<const Pack*>(low + x.high * roi.stride_x);
+              const Pack d = *reinterpret_cast<const Pack*>(high + x.low * roi.stride_x);
+              const Pack e = *reinterpret_cast<const Pack*>(high + x.high * roi.stride_x);
 #pragma unroll
-            for (int k = 0; k < kCount; ++k) {
-              const A upper =
-                  x.weight_low * load(a.values + k) + x.weight_high * load(b.values + k);
-              const A lower =
-                  x.weight_low * load(d.values + k) + x.weight_high * load(e.values + k);
-              total[k] += y.weight_low * upper + y.weight_high * lower;
+              for (int k = 0; k < kCount; ++k) {
+                const A upper =
+                    x.weight_low * load(a.values + k) + x.weight_high * load(b.values + k);
+                const A lower =
+                    x.weight_low * load(d.values + k) + x.weight_high * load(e.values + k);
+                total[k] += y.weight_low * upper + y.weight_high * lower;
+              }
             }
           }
         }
-      }
-      Pack result;
+        Pack result;
 #pragma unroll
-      for (int k = 0; k < kCount; ++k) store(result.values + k, total[k] / roi.place.count);
-      *reinterpret_cast<Pack*>(out + (r * items + item) * kCount) = result;
-    }
-    __syncthreads();
-  }
+        for (int k = 0; k < kCount; ++k) store(result.values + k, total[k] / roi.place.count);
+        *reinterpret_cast<Pack*>(out + (r * items + item) * kCount) = result;
+      });
 }
 
 // A block computes the gradient of one RoI's corners. The items of a thread are the same in both
@@ -77,8 +71,8 @@ __global__ void __launch_bounds__(kRoiThreads, kRoiBlocks<T>)
     const RoiPlace<A> place = roi_place(params, r);
     const RoiTangent<A> tangent_y = roi_tangent_y(params, r), tangent_x = roi_tangent_x(params, r);
     A sums[4] = {};
-    const auto& level = params.levels[place.level < 0 ? 0 : place.level];
-    if (place.image >= 0 && level.height > 0 && level.width > 0) {
+    if (place.image >= 0) {
+      const auto& level = params.levels[place.level];
       const int64_t stride_x = params.channels_last ? params.channels : 1;
       const int64_t stride_y = level.width * stride_x;
       const int64_t stride_c = params.channels_last ? 1 : level.height * level.width;
@@ -145,10 +139,9 @@ const char* roi_align(const RoiAlignParams<acc_t<T>>& params, const RoiLevelData
   const int64_t outputs = params.pooled_height * params.pooled_width * params.channels;
   if (params.num_rois == 0 || outputs == 0) return nullptr;
   const bool wide = packs_fit<T, kWide>(params, features, out);
-  const int64_t pieces =
-      params.num_rois * ceil_div<int64_t>(outputs / (wide ? kWide : 1), kRoiItems);
-  launch(wide ? roi_align_kernel<T, kWide> : roi_align_kernel<T, 1>, grid_size(pieces, 1),
-         kRoiThreads, 0, stream, params, features, out);
+  launch(wide ? roi_align_kernel<T, kWide> : roi_align_kernel<T, 1>,
+         roi_grid_size(params.num_rois, outputs / (wide ? kWide : 1), kRoiItems), kRoiThreads, 0,
+         stream, params, features, out);
   return launch_error();
 }
 

@@ -36,12 +36,12 @@ PYDET_HOST_DEVICE RoiPlace<A> roi_place(const RoiAlignParams<A>& params, int64_t
   RoiPlace<A> place{roi_image(roi, params.batch), roi_level(params, roi), {}, {}, A(1)};
   if (place.level < 0) place.image = -1;
   if (place.image < 0) return place;
-  const A scale = params.levels[place.level].scale;
-  place.y =
-      roi_axis(roi[2], roi[4], scale, params.aligned, params.pooled_height, params.sampling_ratio);
-  place.x =
-      roi_axis(roi[1], roi[3], scale, params.aligned, params.pooled_width, params.sampling_ratio);
-  if (place.y.grid < 1 || place.x.grid < 1) place.image = -1;
+  const auto& level = params.levels[place.level];
+  place.y = roi_axis(roi[2], roi[4], level.scale, params.aligned, params.pooled_height,
+                     params.sampling_ratio);
+  place.x = roi_axis(roi[1], roi[3], level.scale, params.aligned, params.pooled_width,
+                     params.sampling_ratio);
+  if (place.y.grid < 1 || place.x.grid < 1 || level.height < 1 || level.width < 1) place.image = -1;
   const A count = static_cast<A>(place.y.grid) * static_cast<A>(place.x.grid);
   place.count = count > A(1) ? count : A(1);
   return place;

@@ -6,13 +6,13 @@
 
 #include "common/launch.cuh"
 #include "common/pack.cuh"
+#include "common/roi_items.cuh"
 #include "common/scalar.h"
 #include "roi_align/roi_align_place.h"
 
 namespace pydet {
 namespace cuda {
 
-constexpr int kRoiThreads = 256;
 // Outputs of a RoI that one block computes.
 constexpr int64_t kRoiItems = 8 * kRoiThreads;
 // Blocks that an SM has to hold at least. Without it the compiler spills registers to hold more;

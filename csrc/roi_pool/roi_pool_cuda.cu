@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "common/launch.cuh"
 #include "common/pack.cuh"
+#include "common/roi_items.cuh"
 #include "common/roi_list.cuh"
 #include "roi_pool/roi_pool.h"
 
@@ -8,12 +9,11 @@ namespace pydet {
 namespace cuda {
 namespace {
 
-constexpr int kThreads = 256;
 // Blocks that an SM has to hold at least: these kernels wait for loads, which other warps fill.
 template <class T>
 constexpr int kBlocks = sizeof(T) == 8 ? 2 : 4;
 // Items of a RoI that one block takes: an item is a bin of one channel or of several.
-constexpr int64_t kItems = 8 * kThreads;
+constexpr int64_t kItems = 8 * kRoiThreads;
 // Cells of a row whose loads are on their way at the same time.
 constexpr int kAtOnce = 4;
 // Bins an axis whose cells shared memory holds; those of more bins are computed where they are
@@ -96,35 +96,28 @@ __device__ void for_each_largest(const RoiPoolParams<acc_t<T>>& params, const T*
                                  const Put& put) {
   using A = acc_t<T>;
   __shared__ BlockRoi<A> roi;
-  const int64_t bins = params.pooled_height * params.pooled_width;
   const int64_t cells = params.height * params.width, groups = params.channels / kCount;
-  const int64_t items = bins * groups, pieces_a_roi = ceil_div<int64_t>(items, kItems);
+  const int64_t items = params.pooled_height * params.pooled_width * groups;
   const int64_t stride = params.channels_last ? params.channels : 1;
-  for (int64_t piece = blockIdx.x; piece < params.num_rois * pieces_a_roi; piece += gridDim.x) {
-    const int64_t r = piece / pieces_a_roi, first = piece % pieces_a_roi * kItems;
-    const int64_t last = min_of(first + kItems, items);
-    place_roi(params, r, roi);
-    for (int64_t item = first + threadIdx.x; item < last; item += kThreads) {
-      const int64_t bin = params.channels_last ? item / groups : item % bins;
-      const int64_t c = params.channels_last ? item % groups * kCount : item / bins;
-      const int64_t ph = bin / params.pooled_width, pw = bin % params.pooled_width;
-      CellRange y{0, 0}, x{0, 0};
-      int64_t start = c * (params.channels_last ? 1 : cells);
-      if (roi.place.image >= 0) {
-        y = ph < kKeptBins ? roi.rows[ph] : bin_cells(roi.place.y, ph, params.height);
-        x = pw < kKeptBins ? roi.columns[pw] : bin_cells(roi.place.x, pw, params.width);
-        start += roi.place.image * params.channels * cells;
-      }
-      put((r * items + item) * kCount, start, stride,
-          largest<T, kCount>(y, x, input + start, params.width, stride));
-    }
-    __syncthreads();
-  }
+  const auto place = [&](int64_t r) { place_roi(params, r, roi); };
+  for_each_roi_item(
+      params, groups, kItems, place, [&](int64_t r, int64_t item, int64_t bin, int64_t group) {
+        const int64_t ph = bin / params.pooled_width, pw = bin % params.pooled_width;
+        CellRange y{0, 0}, x{0, 0};
+        int64_t start = group * kCount * (params.channels_last ? 1 : cells);
+        if (roi.place.image >= 0) {
+          y = ph < kKeptBins ? roi.rows[ph] : bin_cells(roi.place.y, ph, params.height);
+          x = pw < kKeptBins ? roi.columns[pw] : bin_cells(roi.place.x, pw, params.width);
+          start += roi.place.image * params.channels * cells;
+        }
+        put((r * items + item) * kCount, start, stride,
+            largest<T, kCount>(y, x, input + start, params.width, stride));
+      });
 }
 
 // out is the largest cell or, where there are `values`, theirs at its place.
 template <class T, int kCount>
-__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+__global__ void __launch_bounds__(kRoiThreads, kBlocks<T>)
     roi_pool_kernel(RoiPoolParams<acc_t<T>> params, const T* input, const T* values, T* out) {
   using A = acc_t<T>;
   using Pack = ChannelPack<T, kCount>;
@@ -145,7 +138,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
 
 // Adds each element of grad_out to its cell; grad_input is zero.
 template <class T>
-__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+__global__ void __launch_bounds__(kRoiThreads, kBlocks<T>)
     roi_pool_scatter_kernel(RoiPoolParams<acc_t<T>> params, const T* input, const T* grad_out,
                             acc_t<T>* grad_input) {
   for_each_largest<T, 1>(
@@ -157,7 +150,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+__global__ void __launch_bounds__(kRoiThreads, kBlocks<T>)
     roi_pool_argmax_kernel(RoiPoolParams<acc_t<T>> params, const T* input, int32_t* argmax) {
   for_each_largest<T, 1>(params, input,
                          [&](int64_t index, int64_t, int64_t, const Largest<acc_t<T>, 1>& found) {
@@ -215,7 +208,7 @@ __global__ void __launch_bounds__(kListThreads, 2)
 template <class A>
 unsigned int num_blocks(const RoiPoolParams<A>& params, int count) {
   const int64_t items = params.pooled_height * params.pooled_width * (params.channels / count);
-  return grid_size(params.num_rois * ceil_div<int64_t>(items, kItems), 1);
+  return roi_grid_size(params.num_rois, items, kItems);
 }
 
 template <class A>
@@ -233,7 +226,7 @@ const char* roi_pool_gather(const RoiPoolParams<acc_t<T>>& params, const T* inpu
   const bool wide =
       params.channels_last && params.channels % kWide == 0 && is_aligned(input) && is_aligned(out);
   launch(wide ? roi_pool_kernel<T, kWide> : roi_pool_kernel<T, 1>,
-         num_blocks(params, wide ? kWide : 1), kThreads, 0, stream, params, input, values, out);
+         num_blocks(params, wide ? kWide : 1), kRoiThreads, 0, stream, params, input, values, out);
   return launch_error();
 }
 
@@ -253,11 +246,11 @@ const char* roi_pool_backward(const RoiPoolParams<acc_t<T>>& params, const T* in
   if (workspace == nullptr || none) {
     cudaMemsetAsync(grad_input, 0, elements * sizeof(acc_t<T>), stream);
     if (none) return launch_error();
-    launch(roi_pool_scatter_kernel<T>, num_blocks(params, 1), kThreads, 0, stream, params, input,
+    launch(roi_pool_scatter_kernel<T>, num_blocks(params, 1), kRoiThreads, 0, stream, params, input,
            grad_out, grad_input);
     return launch_error();
   }
-  launch(roi_pool_argmax_kernel<T>, num_blocks(params, 1), kThreads, 0, stream, params, input,
+  launch(roi_pool_argmax_kernel<T>, num_blocks(params, 1), kRoiThreads, 0, stream, params, input,
          workspace);
   launch(roi_pool_collect_kernel<T>, grid_size(elements, kListThreads), kListThreads, 0, stream,
          params, grad_out, workspace, grad_input);

@@ -22,7 +22,7 @@ constexpr int64_t kMaxBlocks = 1 << 10;  // about what a GPU holds; they stride 
 // The workspace: where each part starts, in bytes.
 struct Layout {
   size_t boxes, scores, decayed, total;
-  RankLayout rank;
+  PairSortLayout rank;
   SegmentLayout segments;
 };
 
@@ -100,7 +100,7 @@ const char* make_layout(const SoftNmsParams& p, Layout* layout) {
   layout->boxes = take(total * sizeof(SegmentBox<acc_t<T>>));
   layout->scores = take(total * sizeof(acc_t<T>));
   layout->decayed = take(total * sizeof(acc_t<T>));
-  if (const char* error = make_rank_layout(total, take, &layout->rank)) return error;
+  if (const char* error = make_pair_sort_layout(total, take, &layout->rank)) return error;
   return make_segment_layout(total, take, &layout->segments);
 }
 

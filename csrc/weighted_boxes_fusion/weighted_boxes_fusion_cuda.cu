@@ -24,7 +24,7 @@ constexpr uint32_t kNoCluster = ~uint32_t{0};
 // The workspace: where each part starts, in bytes.
 struct Layout {
   size_t clusters, boxes, scores, total;
-  RankLayout rank;
+  PairSortLayout rank;
   SegmentLayout segments;
 };
 
@@ -127,7 +127,7 @@ const char* make_layout(const FusionParams& p, Layout* layout) {
   layout->clusters = take(total * sizeof(Cluster<acc_t<T>>));
   layout->boxes = take(total * sizeof(SegmentBox<acc_t<T>>));
   layout->scores = take(total * sizeof(acc_t<T>));
-  if (const char* error = make_rank_layout(total, take, &layout->rank)) return error;
+  if (const char* error = make_pair_sort_layout(total, take, &layout->rank)) return error;
   return make_segment_layout(total, take, &layout->segments);
 }
 
