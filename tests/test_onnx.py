@@ -138,6 +138,30 @@ DETECTORS = [
         },
         100,
     ),
+    (
+        "faster_rcnn_resnet50_c4",
+        {
+            "depth": 10,
+            "anchor_sizes": [[32, 64, 128]],
+            "pool_size": 4,
+            "rpn_channels": 16,
+            "pre_nms": 100,
+            "post_nms": 30,
+        },
+        100,
+    ),
+    (
+        "faster_rcnn_vgg16",
+        {
+            "width": 1 / 16,
+            "anchor_sizes": [[32, 64, 128]],
+            "rpn_channels": 16,
+            "box_channels": 32,
+            "pre_nms": 100,
+            "post_nms": 30,
+        },
+        100,
+    ),
     ("fcos_resnet18_fpn", {"fpn_channels": 16, "head_convs": 1}, 100),
     ("retinanet_resnet18_fpn", {"fpn_channels": 16, "head_convs": 1}, 100),
     (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ResNet-18/34/50/101/152: He et al., arXiv 1512.03385, table 1.
+"""ResNet-18/34/50/101/152: He et al., arXiv 1512.03385, table 1; and 10, one block a stage.
 
 Differs from the paper as all of today's weights do ("v1.5"): where a bottleneck halves the size,
 its 3x3 convolution has the stride, not its first 1x1. The names of parameters are torchvision's.
@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from pydet.layers.norm import FrozenBatchNorm2d, Norm, make_norm
 
 DEPTHS = {
+    10: (1, 1, 1, 1),
     18: (2, 2, 2, 2),
     34: (3, 4, 6, 3),
     50: (3, 4, 6, 3),
     101: (3, 4, 23, 3),
     152: (3, 8, 36, 3),
-}  # blocks of C2 ... C5, paper's table 1
+}  # blocks of C2 ... C5, paper's table 1, which does not have the first
 _WIDTHS = (64, 128, 256, 512)
 
 
@@ -81,7 +82,7 @@ class ResNet(nn.Module):
     """A residual network without its classifier.
 
     Args:
-        depth: 18, 34, 50, 101 or 152.
+        depth: 10, 18, 34, 50, 101 or 152.
         norm: "batch", "frozen" (fixed statistics, for weights of ImageNet) or "group".
         norm_eps: Added to variances. Files of torchvision from before its version 0.9 need 0.
         frozen_stages: How many stages do not learn: 0 none, 1 the stem, 2 the stem and C2, ... 5.

@@ -97,7 +97,7 @@ def test_channels_last_and_bfloat16_pass_through(norm):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"depth": 49}, "depth must be one of 18, 34"),
+        ({"depth": 49}, "depth must be one of 10, 18, 34"),
         ({"depth": 18, "norm": "none"}, "norm must be"),
         ({"depth": 18, "norm": "batchnorm"}, "norm must be one of"),
         ({"depth": 18, "frozen_stages": 6}, r"frozen_stages must be 0 \.\.\. 5"),

@@ -45,6 +45,17 @@ def packed(*images, sizes=None):
     return pack_targets(targets, sizes)
 
 
+class Detect(torch.nn.Module):
+    """What is exported: from normalised images to padded detections."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images, sizes):
+        return tuple(self.model.detect(images, sizes))
+
+
 def assert_detect_alike(detect, other, shapes):
     """Both give the same padded detections for random images of these shapes."""
     with torch.no_grad():

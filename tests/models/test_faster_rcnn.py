@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 from torch.nn import functional as F
 
 import pydet
@@ -16,7 +17,7 @@ from pydet.ops import batched_nms, box_iou, decode_boxes, encode_boxes
 from pydet.ops.match_anchors import BACKGROUND, IGNORED
 from pydet.sampling import Samples
 from tests.models import helpers
-from tests.models.helpers import assert_detect_alike, assert_trains, packed
+from tests.models.helpers import Detect, assert_detect_alike, assert_trains, packed
 
 SMALL = {**helpers.SMALL["faster_rcnn"], "preprocessing": {"size": 64, "max_size": 96}}
 
@@ -435,10 +436,37 @@ def test_learns_one_image():
     assert box_iou(found["boxes"][:1], targets[0]["boxes"]) > 0.7
 
 
-def test_from_image_to_padded_detections_is_one_graph():
-    model = small(score_threshold=0.01).eval()
-    compiled = torch.compile(model.detect, fullgraph=True, dynamic=False, backend="eager")
-    assert_detect_alike(model.detect, compiled, [(2, 3, 64, 96)])
+TRUNKS = {
+    "resnet18_fpn": {"depth": 10},
+    "resnet50_c4": {"depth": 10, "pool_size": 4},
+    "vgg16": {"width": 1 / 16},
+}
+
+
+def on_trunk(name):
+    one_map = {} if name.endswith("fpn") else {"anchor_sizes": [[16, 32, 64]]}
+    return small(name, score_threshold=0.01, **TRUNKS[name], **one_map).eval()
+
+
+@pytest.mark.parametrize("name", TRUNKS)
+def test_from_image_to_padded_detections_is_one_graph_for_all_sizes(name):
+    model = on_trunk(name)
+    counter = CompileCounter()
+    compiled = torch.compile(model.detect, fullgraph=True, dynamic=True, backend=counter)
+    # Five images first: dimensions that are equal then are taken for one, as 2 or 3 would be. Nor
+    # is a side of one cell, as P6 has of 64 pixels, ever another number.
+    assert_detect_alike(model.detect, compiled, [(5, 3, 128, 192), (2, 3, 256, 128)])
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("name", TRUNKS)
+def test_exported_with_any_batch_and_size(name):
+    model = on_trunk(name)
+    batch, height, width = (torch.export.Dim(axis, min=2, max=64) for axis in "bhw")
+    shapes = {"images": {0: batch, 2: 64 * height, 3: 64 * width}, "sizes": {0: batch}}
+    example = (torch.randn(2, 3, 128, 192), torch.full((2, 2), 60.0))
+    program = torch.export.export(Detect(model), example, dynamic_shapes=shapes)
+    assert_detect_alike(model.detect, program.module(), [(2, 3, 128, 192), (5, 3, 256, 128)])
 
 
 def test_config_can_be_changed_after_building():

@@ -16,7 +16,7 @@ from pydet.models.ssd import SSD, SSDConfig, SSDOutput, assign_targets, mined_cr
 from pydet.ops import box_iou
 from pydet.structures import pack_targets
 from tests.models import helpers
-from tests.models.helpers import assert_detect_alike, packed
+from tests.models.helpers import Detect, assert_detect_alike, packed
 from tests.reference.match_anchors import match_anchors as matches_by_definition
 from tests.strategies import lattice_boxes, tensor_of_boxes
 
@@ -393,17 +393,6 @@ def test_from_image_to_padded_detections_is_one_graph_for_all_sizes():
     # Five images first: dimensions that are equal then are taken for one, as 2 or 3 would be.
     assert_detect_alike(model.detect, compiled, [(5, 3, 64, 96), (2, 3, 128, 64)])
     assert counter.frame_count == 1
-
-
-class Detect(torch.nn.Module):
-    """What is exported: from normalised images to padded detections."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, images, sizes):
-        return tuple(self.model.detect(images, sizes))
 
 
 def test_exported_with_any_batch_and_size():
