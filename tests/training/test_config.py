@@ -36,7 +36,7 @@ def test_toml_of_a_configuration_reads_as_the_same_configuration(tmp_path: Path)
 
 
 def test_committed_configurations_are_valid():
-    paths = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
+    paths = sorted((Path(__file__).parents[2] / "configs").rglob("*.toml"))
     assert paths
     for path in paths:
         assert RunConfig.read(path).model.name, path
