@@ -12,6 +12,7 @@ killed goes on. `python -m benchmarks.comparison_report` makes the table.
 
 import argparse
 import json
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -56,7 +57,11 @@ def measure(config: RunConfig, data: str, library: str, work: Path) -> dict[str,
     assert parts[0] is not None and parts[1] is not None
     learnt, held_out = parts[0], parts[1]
     model = make_model(config, learnt.class_names, library)
+    images = config.train.epochs * len(learnt)
     begin = load_checkpoint(work / LAST)["position"] if (work / LAST).exists() else 0
+    if begin >= images:  # killed after its last step: how long that took is not known any more
+        shutil.rmtree(work)
+        begin = 0
     seconds = time.process_time()  # not the wall clock: other programs may run
     result = train(
         model,
@@ -73,7 +78,6 @@ def measure(config: RunConfig, data: str, library: str, work: Path) -> dict[str,
     seconds = time.process_time() - seconds
     if result.signal:
         raise SystemExit(128 + result.signal)
-    images = config.train.epochs * len(learnt)
     per_second = (images - begin) / seconds
     weights = work / "last.safetensors"
     model.load_state_dict(safetensors.torch.load_file(weights))

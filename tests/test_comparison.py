@@ -83,6 +83,10 @@ def test_a_run_leaves_its_figures_and_is_not_repeated(library, tmp_path):
     assert (run["seed"], run["threads"], run["config"]) == (3, 1, "bccd_ssd.toml")
     assert 0 <= run["ap"] <= run["ap50"] <= 1
     assert run["training_seconds"] > 0 and run["file_bytes"] > 4 * run["parameters"]
+    path.unlink()  # as if killed before it was written
+    assert compare_torchvision.main(words) == 0
+    again = json.loads(path.read_text())
+    assert again["training_seconds"] > 0 and again["ap"] == run["ap"]
     path.write_text("not again")
     assert compare_torchvision.main(words) == 0
     assert path.read_text() == "not again"
