@@ -16,10 +16,10 @@ from benchmarks.compare_torchvision import LIBRARIES, RUNS
 
 DOCUMENT = RUNS.parent / "README.md"
 _NAMES = {"retinanet": "RetinaNet", "faster_rcnn": "Faster R-CNN", "fcos": "FCOS", "ssd": "SSD"}
-_DATA = {"bccd": "Blood cells (BCCD)", "aquarium": "Sea animals (Aquarium)"}
+_DATA = {"bccd": "Blood cells (BCCD)"}
 _SEEDS = 3  # of each library, before anything is said of noise
 
-_HEAD = """# Four detectors on two data sets, beside torchvision's
+_HEAD = """# Four detectors beside torchvision's
 
 Made by `python -m benchmarks.comparison_report` from the files in `runs`, which
 `python -m benchmarks.compare_torchvision` wrote. Nothing here was typed in by hand.
@@ -29,9 +29,9 @@ python -m benchmarks.compare_torchvision configs/comparison/bccd_fcos.toml \\
     --data PATH/bccd --library torchvision --seed 0
 ```
 
-All begin with random weights and learn by one schedule a data set, small enough for one core of a
-CPU: images of 128 x 128 pixels, a ResNet of ten layers with a pyramid of 64 channels, or a quarter
-of VGG-16's channels (`configs/comparison`). That is not the best that the detectors can do: see
+All begin with random weights and learn by one schedule, small enough for one core of a CPU: images
+of 128 x 128 pixels, a ResNet of ten layers with a pyramid of 64 channels, or a quarter of VGG-16's
+channels (`configs/comparison`). That is not the best that the detectors can do: see
 [bccd](../bccd/README.md).
 
 A run of torchvision and one of pydet with the same seed begin with the same weights and see the
