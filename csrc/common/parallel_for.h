@@ -24,25 +24,27 @@ inline int64_t num_threads() {
 #endif
 }
 
-// Calls body(begin, end) on pieces of `grain` indices that cover [0, count). The pieces are the
-// same whatever the number of threads, so a body that writes only its own piece gives the same bits
-// on any machine. Pieces are taken from a counter, so a slow one holds nobody up. `body` must not
-// throw.
+// Calls body(worker, begin, end) on pieces of `grain` indices that cover [0, count), on at most
+// `workers` threads; pieces of one worker run one after the other, so that they may share its
+// memory. The pieces are the same whatever the number of threads, so a body that writes only its
+// own piece gives the same bits on any machine. Pieces are taken from a counter, so a slow one
+// holds nobody up. `body` must not throw.
 template <class Body>
-void parallel_for(int64_t count, int64_t grain, const Body& body) {
+void parallel_workers(int64_t workers, int64_t count, int64_t grain, const Body& body) {
   if (count <= 0) return;
   grain = std::max<int64_t>(1, grain);
   const int64_t pieces = (count + grain - 1) / grain;
-  const int64_t threads = std::min(num_threads(), pieces);
+  const int64_t threads = std::min({num_threads(), workers, pieces});
   if (threads <= 1) {
     for (int64_t begin = 0; begin < count; begin += grain)
-      body(begin, std::min(begin + grain, count));
+      body(0, begin, std::min(begin + grain, count));
     return;
   }
-  std::atomic<int64_t> next{0};
+  std::atomic<int64_t> next{0}, next_worker{0};
   const auto work = [&] {
+    const int64_t worker = next_worker++;
     for (int64_t piece = next++; piece < pieces; piece = next++) {
-      body(piece * grain, std::min((piece + 1) * grain, count));
+      body(worker, piece * grain, std::min((piece + 1) * grain, count));
     }
   };
 #if defined(_OPENMP)
@@ -54,6 +56,13 @@ void parallel_for(int64_t count, int64_t grain, const Body& body) {
   work();
   for (std::thread& thread : others) thread.join();
 #endif
+}
+
+// The same without memory of their own, on all threads: calls body(begin, end).
+template <class Body>
+void parallel_for(int64_t count, int64_t grain, const Body& body) {
+  parallel_workers(num_threads(), count, grain,
+                   [&](int64_t, int64_t begin, int64_t end) { body(begin, end); });
 }
 
 }  // namespace pydet

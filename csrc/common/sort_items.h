@@ -19,7 +19,9 @@ struct Item {
 inline Item* sort_items(int64_t count, Item* items, Item* scratch) {
   // Below this many items a comparison sort is quicker than clearing the counters of a radix sort.
   constexpr int64_t kRadixMin = 256;
-  constexpr int kRadixBits = 11;
+  // Of few items fewer bits at a time: the counters of a pass are not to outnumber them.
+  constexpr int kMostBits = 11;
+  const int most_bits = count < 4096 ? 8 : kMostBits;
   if (count < kRadixMin) {
     std::sort(items, items + count, [](const Item& a, const Item& b) {
       return a.key != b.key ? a.key < b.key : a.index < b.index;
@@ -34,13 +36,14 @@ inline Item* sort_items(int64_t count, Item* items, Item* scratch) {
   int low = 0, high = 64;  // the bits that differ lie in [low, high)
   while (low < 64 && ((any ^ all) >> low & 1) == 0) ++low;
   while (high > low && ((any ^ all) >> (high - 1) & 1) == 0) --high;
-  const int passes = (high - low + kRadixBits - 1) / kRadixBits;
+  const int passes = (high - low + most_bits - 1) / most_bits;
   if (passes == 0) return items;
   const int bits = (high - low + passes - 1) / passes;
   const uint64_t mask = (uint64_t{1} << bits) - 1;
   for (int pass = 0; pass < passes; ++pass) {
     const int shift = low + pass * bits;
-    int64_t starts[1 << kRadixBits] = {};
+    int64_t starts[1 << kMostBits];
+    std::fill_n(starts, mask + 1, int64_t{0});
     for (int64_t i = 0; i < count; ++i) ++starts[items[i].key >> shift & mask];
     int64_t start = 0;
     for (uint64_t digit = 0; digit <= mask; ++digit) {

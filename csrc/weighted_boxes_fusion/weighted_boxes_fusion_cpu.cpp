@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
-#include <atomic>
 #include <memory>
 #include <vector>
 
@@ -186,13 +185,10 @@ void weighted_boxes_fusion(const FusionParams& params, const T* boxes, const T* 
   const int64_t workers = std::min(params.batch, num_threads());
   std::vector<Workspace<T>> workspaces;
   for (int64_t i = 0; i < workers; ++i) workspaces.emplace_back(n);
-  std::atomic<int64_t> next{0};
-  parallel_for(workers, 1, [&](int64_t worker, int64_t) {
-    for (int64_t b = next++; b < params.batch; b = next++) {
-      counts[b] = fuse_image(params, boxes + 4 * b * n, scores + b * n,
-                             idxs == nullptr ? nullptr : idxs + b * n, workspaces[worker],
-                             fused + 4 * b * n, keep + b * row, fused_scores + b * row);
-    }
+  parallel_workers(workers, params.batch, 1, [&](int64_t worker, int64_t b, int64_t) {
+    counts[b] = fuse_image(params, boxes + 4 * b * n, scores + b * n,
+                           idxs == nullptr ? nullptr : idxs + b * n, workspaces[worker],
+                           fused + 4 * b * n, keep + b * row, fused_scores + b * row);
   });
 }
 
