@@ -10,67 +10,19 @@
 #include <cstdint>
 #include <limits>
 
+#include "common/bounds.h"
 #include "common/box.h"
 #include "common/sort_items.h"
 #include "common/suppression.h"
 
 namespace pydet {
 
-constexpr int kTreeLanes = 32;
-
-template <class A>
-struct Bounds {
-  A x1[kTreeLanes], y1[kTreeLanes], x2[kTreeLanes], y2[kTreeLanes];
-
-  Box<A> box(int lane) const { return {x1[lane], y1[lane], x2[lane], y2[lane]}; }
-
-  void set(int lane, const Box<A>& box) {
-    x1[lane] = box.x1;
-    y1[lane] = box.y1;
-    x2[lane] = box.x2;
-    y2[lane] = box.y2;
-  }
-
-  // Of NaN: no box meets it.
-  void clear(int lane) {
-    const A nan = std::numeric_limits<A>::quiet_NaN();
-    set(lane, {nan, nan, nan, nan});
-  }
-
-  void clear() {
-    for (int lane = 0; lane < kTreeLanes; ++lane) clear(lane);
-  }
-
-  Box<A> hull() const {
-    Box<A> all = box(0);
-    for (int lane = 1; lane < kTreeLanes; ++lane) {
-      if (!(x1[lane] == x1[lane])) break;
-      all = {std::min(all.x1, x1[lane]), std::min(all.y1, y1[lane]), std::max(all.x2, x2[lane]),
-             std::max(all.y2, y2[lane])};
-    }
-    return all;
-  }
-
-  // A bit for each lane whose intersection with the box has a width, a height, and an area of at
-  // least `least`.
-  uint32_t meets(const Box<A>& other, A least) const {
-    uint32_t bits = 0;
-    for (int lane = 0; lane < kTreeLanes; ++lane) {
-      const A width = min_of(other.x2, x2[lane]) - max_of(other.x1, x1[lane]);
-      const A height = min_of(other.y2, y2[lane]) - max_of(other.y1, y1[lane]);
-      const bool meets = (width > A(0)) & (height > A(0)) & (width * height >= least);
-      bits |= static_cast<uint32_t>(meets) << lane;
-    }
-    return bits;
-  }
-};
-
 template <class A>
 struct Leaf {
   Bounds<A> boxes;
-  A area[kTreeLanes];
-  int64_t id[kTreeLanes];  // increasing
-  uint32_t alive;          // a bit a lane; the user's to clear
+  A area[kBoundsLanes];
+  int64_t id[kBoundsLanes];  // increasing
+  uint32_t alive;            // a bit a lane; the user's to clear
 };
 
 template <class A>
@@ -85,7 +37,7 @@ struct BoxTree {
   void for_each_node(const Box<A>& box, A least, const Visit& visit) const {
     for (int64_t root = 0; root < num_roots; ++root) {
       for (uint32_t bits = roots[root].meets(box, least); bits != 0; bits &= bits - 1) {
-        const int64_t node = root * kTreeLanes + __builtin_ctz(bits);
+        const int64_t node = root * kBoundsLanes + __builtin_ctz(bits);
         const uint32_t leaf_bits = nodes[node].meets(box, least);
         if (leaf_bits != 0) visit(node, leaf_bits);
       }
@@ -104,8 +56,8 @@ A least_intersection(A box_area, A threshold) {
 // Memory for the trees of all groups of `count` boxes: a group that begins at box `begin` and has
 // more than 32 boxes takes leaves from leaf_begin(begin) on, nodes and roots from
 // node_begin(begin).
-inline int64_t leaf_begin(int64_t begin) { return begin / (kTreeLanes / 2); }
-inline int64_t node_begin(int64_t begin) { return begin / kTreeLanes; }
+inline int64_t leaf_begin(int64_t begin) { return begin / (kBoundsLanes / 2); }
+inline int64_t node_begin(int64_t begin) { return begin / kBoundsLanes; }
 
 // 11 bits of each coordinate of the centre, interleaved: near boxes have near numbers.
 class PlaceCode {
@@ -170,25 +122,25 @@ void build_tree(int64_t count, const GetBox& box_of, Item* items, Item* scratch,
     place[k] = -1;
     if (can_overlap(box, area(box))) items[inside++] = {0, k};
   }
-  if (inside > kTreeLanes) {
+  if (inside > kBoundsLanes) {
     const auto inside_box = [&](int64_t i) { return box_of(items[i].index); };
     const PlaceCode code(inside, inside_box, A(0));
     for (int64_t i = 0; i < inside; ++i) items[i].key = code(inside_box(i));
     items = sort_items(inside, items, scratch);
   }
-  tree->num_leaves = (inside + kTreeLanes - 1) / kTreeLanes;
-  tree->num_nodes = (tree->num_leaves + kTreeLanes - 1) / kTreeLanes;
-  tree->num_roots = (tree->num_nodes + kTreeLanes - 1) / kTreeLanes;
+  tree->num_leaves = (inside + kBoundsLanes - 1) / kBoundsLanes;
+  tree->num_nodes = (tree->num_leaves + kBoundsLanes - 1) / kBoundsLanes;
+  tree->num_roots = (tree->num_nodes + kBoundsLanes - 1) / kBoundsLanes;
   for (int64_t i = 0; i < tree->num_nodes; ++i) tree->nodes[i].clear();
   for (int64_t i = 0; i < tree->num_roots; ++i) tree->roots[i].clear();
   for (int64_t number = 0; number < tree->num_leaves; ++number) {
     Leaf<A>& leaf = tree->leaves[number];
-    Item* first = items + number * kTreeLanes;
-    const int64_t size = std::min<int64_t>(kTreeLanes, inside - number * kTreeLanes);
+    Item* first = items + number * kBoundsLanes;
+    const int64_t size = std::min<int64_t>(kBoundsLanes, inside - number * kBoundsLanes);
     std::sort(first, first + size, [](const Item& a, const Item& b) { return a.index < b.index; });
     leaf.boxes.clear();
-    leaf.alive = size == kTreeLanes ? ~0u : (1u << size) - 1;
-    for (int lane = 0; lane < kTreeLanes; ++lane) {
+    leaf.alive = size == kBoundsLanes ? ~0u : (1u << size) - 1;
+    for (int lane = 0; lane < kBoundsLanes; ++lane) {
       if (lane >= size) {
         leaf.area[lane] = std::numeric_limits<A>::quiet_NaN();
         leaf.id[lane] = std::numeric_limits<int64_t>::max();
@@ -199,13 +151,14 @@ void build_tree(int64_t count, const GetBox& box_of, Item* items, Item* scratch,
       leaf.boxes.set(lane, box);
       leaf.area[lane] = area(box);
       leaf.id[lane] = k;
-      place[k] = number * kTreeLanes + lane;
+      place[k] = number * kBoundsLanes + lane;
     }
-    tree->nodes[number / kTreeLanes].set(static_cast<int>(number % kTreeLanes), leaf.boxes.hull());
+    tree->nodes[number / kBoundsLanes].set(static_cast<int>(number % kBoundsLanes),
+                                           leaf.boxes.hull());
   }
   for (int64_t node = 0; node < tree->num_nodes; ++node) {
-    tree->roots[node / kTreeLanes].set(static_cast<int>(node % kTreeLanes),
-                                       tree->nodes[node].hull());
+    tree->roots[node / kBoundsLanes].set(static_cast<int>(node % kBoundsLanes),
+                                         tree->nodes[node].hull());
   }
 }
 

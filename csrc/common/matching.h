@@ -32,11 +32,10 @@ PYDET_HOST_DEVICE bool lies_in_ignored(A intersection, A area_anchor) {
 }
 
 // The result of an anchor whose best ground truth is number `argmax`, -1 where there is none.
-template <class A>
-PYDET_HOST_DEVICE int64_t decide_match(A best, int64_t argmax, A fg_iou_threshold,
-                                       A bg_iou_threshold) {
-  if (argmax < 0 || best < bg_iou_threshold) return kBackground;
-  return best < fg_iou_threshold ? kIgnored : argmax;
+template <class A, class Index>
+PYDET_HOST_DEVICE Index decide_match(A best, Index argmax, A fg_iou_threshold, A bg_iou_threshold) {
+  const Index found = best < fg_iou_threshold ? static_cast<Index>(kIgnored) : argmax;
+  return (argmax < 0) | (best < bg_iou_threshold) ? static_cast<Index>(kBackground) : found;
 }
 
 }  // namespace pydet

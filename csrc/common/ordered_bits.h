@@ -22,6 +22,13 @@ bits_t<A> to_bits(A value) {
   return bits;
 }
 
+template <class A>
+A from_bits(bits_t<A> bits) {
+  A value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
 // Ordered also where numbers are negative: all bits but the sign's turn over there.
 template <class A>
 bits_t<A> to_ordered(A value) {
@@ -31,10 +38,8 @@ bits_t<A> to_ordered(A value) {
 
 template <class A>
 A from_ordered(bits_t<A> bits) {
-  bits ^= (bits >> (8 * sizeof(A) - 1)) & std::numeric_limits<bits_t<A>>::max();
-  A value;
-  std::memcpy(&value, &bits, sizeof(value));
-  return value;
+  return from_bits<A>(bits ^
+                      ((bits >> (8 * sizeof(A) - 1)) & std::numeric_limits<bits_t<A>>::max()));
 }
 
 }  // namespace pydet

@@ -23,32 +23,60 @@ struct MatchBlock {
   static void run(const Job<T>* job, int64_t number, int64_t image_begin, int64_t image_end,
                   A fg_iou_threshold, A bg_iou_threshold, bool note_highest) {
     const int64_t begin = number * kBlock, count = std::min(kBlock, job->num_anchors - begin);
+    Hull<A> hull{};
     Block<A> block;
+    bool loaded = false;  // only where something touches the block
     for (int64_t b = image_begin; b < image_end; ++b) {
-      if (b == image_begin || job->own_anchors)
-        block.load_from(job->anchors_of(b) + 4 * begin, count);
-      const Image<A>& image = job->images[b];
-      alignas(64) bits_t<A> best[kBlock], argmax[kBlock];
-      const bits_t<A> first = image.num_truths > 0 ? image.truths[0].index : -1;
-      for (int64_t j = 0; j < kBlock; ++j) {
-        best[j] = 0;
-        argmax[j] = first;
+      const T* anchors = job->anchors_of(b) + 4 * begin;
+      if (b == image_begin || job->own_anchors) {
+        hull = Hull<A>::of(anchors, count);
+        loaded = false;
       }
-      for (int64_t k = 0; k < image.num_truths; ++k) {
-        const Truth<A>& truth = image.truths[k];
-        if (!block.touches(truth.box)) continue;
-        const bits_t<A> highest = sweep(block, truth, best, argmax);
-        if (note_highest && highest > 0)
-          raise_to(image.highest + k, static_cast<uint64_t>(highest), 8 * sizeof(A), number);
+      const auto load_block = [&] {
+        if (!loaded) block.load_from(anchors, count, hull.has_nan);
+        loaded = true;
+      };
+      const Image<A>& image = job->images[b];
+      const bits_t<A> first = image.num_truths > 0 ? image.truths[0].index : -1;
+      alignas(64) bits_t<A> best[kBlock], argmax[kBlock];
+      bool touched = false;
+      for (int64_t from = 0; from < image.num_truths; from += kBoundsLanes) {
+        uint32_t meets = image.bounds[from / kBoundsLanes].meets(hull.box, A(0));
+        if (meets != 0 && !touched) {
+          touched = true;
+          load_block();
+          for (int64_t j = 0; j < kBlock; ++j) {
+            best[j] = 0;
+            argmax[j] = first;
+          }
+        }
+        for (; meets != 0; meets &= meets - 1) {
+          const int64_t k = from + __builtin_ctz(meets);
+          const bits_t<A> highest = sweep(block, image.truths[k], best, argmax);
+          if (note_highest && highest > 0)
+            raise_to(image.highest + k, static_cast<uint64_t>(highest), 8 * sizeof(A), number);
+        }
       }
       int64_t* idxs = job->matched_idxs + b * job->num_anchors + begin;
       A* ious = job->matched_ious + b * job->num_anchors + begin;
-      std::memcpy(ious, best, count * sizeof(A));
-      for (int64_t j = 0; j < count; ++j)
-        idxs[j] = decide_match(ious[j], argmax[j], fg_iou_threshold, bg_iou_threshold);
-      for (int64_t j = 0; j < count && !block.all_valid; ++j)
-        idxs[j] = block.valid[j] ? idxs[j] : kBackground;
-      ignore(block, image, count, idxs);
+      if (touched) {
+        std::memcpy(ious, best, count * sizeof(A));
+        decide(best, fg_iou_threshold, bg_iou_threshold, argmax);
+        for (int64_t j = 0; j < count; ++j) idxs[j] = argmax[j];
+      } else {
+        std::fill_n(ious, count, A(0));
+        std::fill_n(idxs, count,
+                    decide_match(A(0), int64_t{first}, fg_iou_threshold, bg_iou_threshold));
+      }
+      if (hull.has_nan) {
+        load_block();
+        for (int64_t j = 0; j < count; ++j) idxs[j] = block.valid[j] ? idxs[j] : kBackground;
+      }
+      for (int64_t k = 0; k < image.num_ignored; ++k) {
+        if (!hull.touches(image.ignored[k].box)) continue;
+        load_block();
+        ignore(block, image.ignored[k].box, count, idxs);
+      }
     }
   }
 
@@ -62,21 +90,27 @@ struct MatchBlock {
     for (int64_t j = 0; j < kBlock; ++j) {
       const bits_t<A> quality =
           to_bits(match_quality(intersection(block.box(j), box), block.area[j], area_gt));
-      argmax[j] = quality > best[j] ? index : argmax[j];
+      // All bits or none: of a condition compilers make a branch around the store.
+      const bits_t<A> higher = -static_cast<bits_t<A>>(quality > best[j]);
+      argmax[j] = (index & higher) | (argmax[j] & ~higher);
       best[j] = std::max(quality, best[j]);
       highest = std::max(quality, highest);
     }
     return highest;
   }
 
-  static void ignore(const Block<A>& block, const Image<A>& image, int64_t count, int64_t* idxs) {
-    for (int64_t k = 0; k < image.num_ignored; ++k) {
-      const Box<A> box = image.ignored[k].box;
-      if (!block.touches(box)) continue;
-      for (int64_t j = 0; j < count; ++j) {
-        const bool covered = lies_in_ignored(intersection(block.box(j), box), block.area[j]);
-        idxs[j] = covered && idxs[j] < 0 ? kIgnored : idxs[j];
-      }
+  // Turns the number of the best ground truth into the result.
+  static void decide(const bits_t<A>* best, A fg_iou_threshold, A bg_iou_threshold,
+                     bits_t<A>* argmax) {
+    for (int64_t j = 0; j < kBlock; ++j)
+      argmax[j] =
+          decide_match(from_bits<A>(best[j]), argmax[j], fg_iou_threshold, bg_iou_threshold);
+  }
+
+  static void ignore(const Block<A>& block, const Box<A>& box, int64_t count, int64_t* idxs) {
+    for (int64_t j = 0; j < count; ++j) {
+      const bool covered = lies_in_ignored(intersection(block.box(j), box), block.area[j]);
+      idxs[j] = covered && idxs[j] < 0 ? kIgnored : idxs[j];
     }
   }
 };
@@ -112,9 +146,11 @@ struct RestoreTies {
     const int64_t last = static_cast<int64_t>(highest.last.load() & kBlockMask);
     for (int64_t number = first; number <= last; ++number) {
       const int64_t begin = number * kBlock, count = std::min(kBlock, job.num_anchors - begin);
+      const T* anchors = job.anchors_of(b) + 4 * begin;
+      const auto hull = Hull<A>::of(anchors, count);
+      if (!hull.touches(truth.box)) continue;
       Block<A> block;
-      block.load_from(job.anchors_of(b) + 4 * begin, count);
-      if (!block.touches(truth.box)) continue;
+      block.load_from(anchors, count, hull.has_nan);
       bool tie[kBlock];
       for (int64_t j = 0; j < kBlock; ++j) {
         const A inter = intersection(block.box(j), truth.box);
@@ -200,6 +236,7 @@ template <class T>
 struct Truths {
   using A = acc_t<T>;
   std::vector<Truth<A>> matched, ignored;
+  std::vector<Bounds<A>> bounds;
   std::unique_ptr<Highest[]> highest;
   std::vector<Image<A>> images;
 
@@ -219,14 +256,22 @@ struct Truths {
                   {static_cast<int64_t>(matched.size()), static_cast<int64_t>(ignored.size())});
     }
     if (with_highest) highest = std::make_unique<Highest[]>(matched.size());
+    std::vector<int64_t> bounds_begin;
     int64_t begin = 0, ignored_begin = 0;
     for (int64_t b = 0; b < num_images; ++b) {
-      images.push_back({matched.data() + begin, with_highest ? highest.get() + begin : nullptr,
-                        ends[2 * b] - begin, ignored.data() + ignored_begin,
-                        ends[2 * b + 1] - ignored_begin});
+      bounds_begin.push_back(static_cast<int64_t>(bounds.size()));
+      for (int64_t k = begin; k < ends[2 * b]; ++k) {
+        const int lane = static_cast<int>((k - begin) % kBoundsLanes);
+        if (lane == 0) bounds.emplace_back().clear();
+        bounds.back().set(lane, matched[k].box);
+      }
+      images.push_back({matched.data() + begin, nullptr,
+                        with_highest ? highest.get() + begin : nullptr, ends[2 * b] - begin,
+                        ignored.data() + ignored_begin, ends[2 * b + 1] - ignored_begin});
       begin = ends[2 * b];
       ignored_begin = ends[2 * b + 1];
     }
+    for (int64_t b = 0; b < num_images; ++b) images[b].bounds = bounds.data() + bounds_begin[b];
   }
 };
 

@@ -22,14 +22,14 @@ namespace {
 template <class A>
 struct Group {
   BoxTree<A> tree;
-  A (*peaks)[kTreeLanes];  // [num_leaves] by leaf and lane: the greatest IoU with a better box
-  const int64_t* place;    // 32 * leaf + lane of each box, or -1
+  A (*peaks)[kBoundsLanes];  // [num_leaves] by leaf and lane: the greatest IoU with a better box
+  const int64_t* place;      // 32 * leaf + lane of each box, or -1
 };
 
 // All IoUs of a leaf with box number k that count: those of better boxes; 0 for the others.
 template <class A>
 void better_ious(const Leaf<A>& leaf, int64_t k, const Box<A>& box, A box_area, A* ious) {
-  for (int lane = 0; lane < kTreeLanes; ++lane) {
+  for (int lane = 0; lane < kBoundsLanes; ++lane) {
     const A overlap = iou(intersection(box, leaf.boxes.box(lane)), box_area, leaf.area[lane]);
     ious[lane] = leaf.id[lane] < k ? overlap : A(0);
   }
@@ -39,13 +39,13 @@ void better_ious(const Leaf<A>& leaf, int64_t k, const Box<A>& box, A box_area, 
 template <class A>
 A least_of(const A* values) {
   bits_t<A> least = to_bits(values[0]);
-  for (int lane = 1; lane < kTreeLanes; ++lane) least = std::min(least, to_bits(values[lane]));
+  for (int lane = 1; lane < kBoundsLanes; ++lane) least = std::min(least, to_bits(values[lane]));
   return from_ordered<A>(least);
 }
 template <class A>
 A greatest_of(const A* values) {
   bits_t<A> greatest = to_bits(values[0]);
-  for (int lane = 1; lane < kTreeLanes; ++lane) {
+  for (int lane = 1; lane < kBoundsLanes; ++lane) {
     greatest = std::max(greatest, to_bits(values[lane]));
   }
   return from_ordered<A>(greatest);
@@ -56,7 +56,7 @@ template <class A, class Visit>
 void for_each_leaf(const BoxTree<A>& tree, const Box<A>& box, const Visit& visit) {
   tree.for_each_node(box, A(0), [&](int64_t node, uint32_t leaves) {
     for (; leaves != 0; leaves &= leaves - 1) {
-      const int64_t number = node * kTreeLanes + __builtin_ctz(leaves);
+      const int64_t number = node * kBoundsLanes + __builtin_ctz(leaves);
       visit(number, tree.leaves[number]);
     }
   });
@@ -68,13 +68,13 @@ struct FindPeaks {
   static void run(int64_t begin, int64_t end, const Group<A>* group) {
     for (int64_t k = begin; k < end; ++k) {
       if (group->place[k] < 0) continue;
-      const int64_t own = group->place[k] / kTreeLanes;
-      const int own_lane = static_cast<int>(group->place[k] % kTreeLanes);
+      const int64_t own = group->place[k] / kBoundsLanes;
+      const int own_lane = static_cast<int>(group->place[k] % kBoundsLanes);
       const Box<A> box = group->tree.leaves[own].boxes.box(own_lane);
       const A box_area = group->tree.leaves[own].area[own_lane];
       A peak = 0;
       for_each_leaf(group->tree, box, [&](int64_t, const Leaf<A>& leaf) {
-        A ious[kTreeLanes];
+        A ious[kBoundsLanes];
         better_ious(leaf, k, box, box_area, ious);
         peak = std::max(peak, greatest_of(ious));
       });
@@ -91,22 +91,22 @@ struct FindWeights {
     for (int64_t k = begin; k < end; ++k) {
       weights[k] = 1;
       if (group->place[k] < 0) continue;
-      const int64_t own = group->place[k] / kTreeLanes;
-      const int own_lane = static_cast<int>(group->place[k] % kTreeLanes);
+      const int64_t own = group->place[k] / kBoundsLanes;
+      const int own_lane = static_cast<int>(group->place[k] % kBoundsLanes);
       const Box<A> box = group->tree.leaves[own].boxes.box(own_lane);
       const A box_area = group->tree.leaves[own].area[own_lane];
       MatrixDecay<A> decay(method);
       for_each_leaf(group->tree, box, [&](int64_t number, const Leaf<A>& leaf) {
-        A ious[kTreeLanes];
+        A ious[kBoundsLanes];
         better_ious(leaf, k, box, box_area, ious);
         const A* peaks = group->peaks[number];
         if (method == Decay::kLinear) {
-          for (int lane = 0; lane < kTreeLanes; ++lane) {
+          for (int lane = 0; lane < kBoundsLanes; ++lane) {
             ious[lane] = MatrixDecay<A>::linear(ious[lane], peaks[lane]);
           }
           decay.value = std::min(decay.value, least_of(ious));
         } else {
-          for (int lane = 0; lane < kTreeLanes; ++lane) {
+          for (int lane = 0; lane < kBoundsLanes; ++lane) {
             ious[lane] = MatrixDecay<A>::gaussian(ious[lane], peaks[lane]);
           }
           decay.value = std::max(decay.value, greatest_of(ious));
@@ -125,7 +125,7 @@ struct Workspace {
   std::unique_ptr<int64_t[]> order, group_begin, place;
   std::unique_ptr<A[]> weights, decayed;
   std::unique_ptr<Leaf<A>[]> leaves;
-  std::unique_ptr<A[][kTreeLanes]> peaks;
+  std::unique_ptr<A[][kBoundsLanes]> peaks;
   std::unique_ptr<Bounds<A>[]> nodes, roots;
 
   explicit Workspace(int64_t n)
@@ -139,7 +139,7 @@ struct Workspace {
         weights(new A[n]),
         decayed(new A[n]),
         leaves(new Leaf<A>[leaf_begin(n)]),
-        peaks(new A[leaf_begin(n)][kTreeLanes]),
+        peaks(new A[leaf_begin(n)][kBoundsLanes]),
         nodes(new Bounds<A>[node_begin(n)]),
         roots(new Bounds<A>[node_begin(n)]) {}
 };
@@ -157,9 +157,9 @@ void run_group(int64_t begin, int64_t count, const MatrixNmsParams& p, const Ite
   };
   const int64_t leaf = leaf_begin(begin), node = node_begin(begin);
   Leaf<A> one_leaf;
-  A one_peaks[1][kTreeLanes];
+  A one_peaks[1][kBoundsLanes];
   Bounds<A> one_node, one_root;
-  const bool small = count <= kTreeLanes;  // needs nothing of the shared arrays
+  const bool small = count <= kBoundsLanes;  // needs nothing of the shared arrays
   Group<A> group{{0, 0, 0, small ? &one_leaf : &w.leaves[leaf], small ? &one_node : &w.nodes[node],
                   small ? &one_root : &w.roots[node]},
                  small ? one_peaks : &w.peaks[leaf],
@@ -168,7 +168,7 @@ void run_group(int64_t begin, int64_t count, const MatrixNmsParams& p, const Ite
       count, [&](int64_t k) { return load_box(boxes, index_of(k)); }, &w.tree_items[begin],
       &w.tree_scratch[begin], &w.place[begin], &group.tree);
   for (int64_t i = 0; i < group.tree.num_leaves; ++i) {
-    std::fill_n(group.peaks[i], kTreeLanes, A(0));
+    std::fill_n(group.peaks[i], kBoundsLanes, A(0));
   }
   const Group<A>* shared = &group;
   const A sigma = sigma_of<A>(p.sigma);

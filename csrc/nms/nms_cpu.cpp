@@ -56,8 +56,8 @@ struct SuppressByTree {
     for (int64_t k = 0; k < group->count && num_kept < group->limit; ++k) {
       const int64_t where = place[k];
       if (where >= 0) {
-        Leaf<A>& leaf = tree->leaves[where / kTreeLanes];
-        const int lane = static_cast<int>(where % kTreeLanes);
+        Leaf<A>& leaf = tree->leaves[where / kBoundsLanes];
+        const int lane = static_cast<int>(where % kBoundsLanes);
         if ((leaf.alive >> lane & 1) == 0) continue;
         leaf.alive &= ~(1u << lane);
         strike_out(*rule, *tree, leaf.boxes.box(lane), leaf.area[lane]);
@@ -74,7 +74,7 @@ struct SuppressByTree {
     tree.for_each_node(box, least, [&](int64_t node, uint32_t leaves) {
       for (; leaves != 0; leaves &= leaves - 1) {
         const int child = __builtin_ctz(leaves);
-        Leaf<A>& leaf = tree.leaves[node * kTreeLanes + child];
+        Leaf<A>& leaf = tree.leaves[node * kBoundsLanes + child];
         leaf.alive &= ~hidden_by(rule, leaf, box, box_area);
         if (leaf.alive == 0) tree.nodes[node].clear(child);  // nobody comes here again
       }
@@ -85,7 +85,7 @@ struct SuppressByTree {
   static uint32_t hidden_by(const SuppressionRule<A>& rule, const Leaf<A>& leaf, const Box<A>& box,
                             A box_area) {
     uint32_t maybe = 0, surely = 0;
-    for (int lane = 0; lane < kTreeLanes; ++lane) {
+    for (int lane = 0; lane < kBoundsLanes; ++lane) {
       const A inter = intersection(box, leaf.boxes.box(lane));
       maybe |= static_cast<uint32_t>(rule.may_hide(inter, box_area, leaf.area[lane])) << lane;
     }

@@ -23,11 +23,11 @@ namespace {
 // positive, or -1 for what is out), and the index of the box that has it.
 template <class A>
 struct Best {
-  bits_t<A> score[kTreeLanes];
-  int64_t id[kTreeLanes];
+  bits_t<A> score[kBoundsLanes];
+  int64_t id[kBoundsLanes];
 
   void clear() {
-    for (int lane = 0; lane < kTreeLanes; ++lane) {
+    for (int lane = 0; lane < kBoundsLanes; ++lane) {
       score[lane] = to_bits(A(-1));
       id[lane] = std::numeric_limits<int64_t>::max();
     }
@@ -35,14 +35,14 @@ struct Best {
 
   bits_t<A> max() const {
     bits_t<A> result = score[0];
-    for (int lane = 1; lane < kTreeLanes; ++lane) result = std::max(result, score[lane]);
+    for (int lane = 1; lane < kBoundsLanes; ++lane) result = std::max(result, score[lane]);
     return result;
   }
 
   // The lane of the best score, of equals that of the smallest index.
   int lane_of(bits_t<A> best) const {
     uint32_t equal = 0;
-    for (int lane = 0; lane < kTreeLanes; ++lane) {
+    for (int lane = 0; lane < kBoundsLanes; ++lane) {
       equal |= static_cast<uint32_t>(score[lane] == best) << lane;
     }
     int result = __builtin_ctz(equal);
@@ -63,7 +63,7 @@ struct Best {
 template <class A>
 struct Group {
   BoxTree<A> tree;
-  A (*scores)[kTreeLanes];  // [num_leaves] by leaf and lane; -1 is out
+  A (*scores)[kBoundsLanes];  // [num_leaves] by leaf and lane; -1 is out
   Best<A>*of_leaves, *of_nodes;
   int64_t* place;
 };
@@ -94,8 +94,8 @@ struct PickFromGroup {
       }
       if (best < 0) return;  // all are out
       const int64_t k = best_id(group, root);
-      const int64_t leaf = group.place[k] / kTreeLanes;
-      const int lane = static_cast<int>(group.place[k] % kTreeLanes);
+      const int64_t leaf = group.place[k] / kBoundsLanes;
+      const int lane = static_cast<int>(group.place[k] % kBoundsLanes);
       write(k, group.scores[leaf][lane]);
       group.scores[leaf][lane] = A(-1);
       decay(rule, group, tree.leaves[leaf].boxes.box(lane), tree.leaves[leaf].area[lane]);
@@ -119,19 +119,19 @@ struct PickFromGroup {
   static void refresh_leaf(const Group<A>& group, int64_t leaf) {
     const A* scores = group.scores[leaf];
     bits_t<A> best = to_bits(scores[0]);
-    for (int lane = 1; lane < kTreeLanes; ++lane) best = std::max(best, to_bits(scores[lane]));
+    for (int lane = 1; lane < kBoundsLanes; ++lane) best = std::max(best, to_bits(scores[lane]));
     uint32_t equal = 0;
-    for (int lane = 0; lane < kTreeLanes; ++lane) {
+    for (int lane = 0; lane < kBoundsLanes; ++lane) {
       equal |= static_cast<uint32_t>(to_bits(scores[lane]) == best) << lane;
     }
-    Best<A>& node = group.of_leaves[leaf / kTreeLanes];
-    node.score[leaf % kTreeLanes] = best;
-    node.id[leaf % kTreeLanes] = group.tree.leaves[leaf].id[__builtin_ctz(equal)];
+    Best<A>& node = group.of_leaves[leaf / kBoundsLanes];
+    node.score[leaf % kBoundsLanes] = best;
+    node.id[leaf % kBoundsLanes] = group.tree.leaves[leaf].id[__builtin_ctz(equal)];
   }
 
   static void refresh_node(const Group<A>& group, int64_t node) {
-    group.of_nodes[node / kTreeLanes].set(static_cast<int>(node % kTreeLanes),
-                                          group.of_leaves[node]);
+    group.of_nodes[node / kBoundsLanes].set(static_cast<int>(node % kBoundsLanes),
+                                            group.of_leaves[node]);
   }
 
   // Lowers the scores of all boxes that meet this one, which itself is out already.
@@ -140,14 +140,14 @@ struct PickFromGroup {
     const A least = linear ? least_intersection(box_area, rule.iou_threshold) : A(0);
     group.tree.for_each_node(box, least, [&](int64_t node, uint32_t leaves) {
       for (; leaves != 0; leaves &= leaves - 1) {
-        const int64_t number = node * kTreeLanes + __builtin_ctz(leaves);
+        const int64_t number = node * kBoundsLanes + __builtin_ctz(leaves);
         const Leaf<A>& leaf = group.tree.leaves[number];
         A* scores = group.scores[number];
-        A ious[kTreeLanes];
-        for (int lane = 0; lane < kTreeLanes; ++lane) {
+        A ious[kBoundsLanes];
+        for (int lane = 0; lane < kBoundsLanes; ++lane) {
           ious[lane] = iou(intersection(box, leaf.boxes.box(lane)), box_area, leaf.area[lane]);
         }
-        for (int lane = 0; lane < kTreeLanes; ++lane) {
+        for (int lane = 0; lane < kBoundsLanes; ++lane) {
           const A weight =
               linear ? decay_weight(Decay::kLinear, ious[lane], rule.iou_threshold, rule.sigma)
                      : gaussian_weight(ious[lane], rule.sigma);
@@ -179,7 +179,7 @@ struct Workspace {
   std::unique_ptr<int64_t[]> group_begin, place;
   std::unique_ptr<A[]> decayed;
   std::unique_ptr<Leaf<A>[]> leaves;
-  std::unique_ptr<A[][kTreeLanes]> scores;
+  std::unique_ptr<A[][kBoundsLanes]> scores;
   std::unique_ptr<Bounds<A>[]> nodes, roots;
   std::unique_ptr<Best<A>[]> of_leaves, of_nodes;
 
@@ -192,7 +192,7 @@ struct Workspace {
         place(new int64_t[n]),
         decayed(new A[n]),
         leaves(new Leaf<A>[leaf_begin(n)]),
-        scores(new A[leaf_begin(n)][kTreeLanes]),
+        scores(new A[leaf_begin(n)][kBoundsLanes]),
         nodes(new Bounds<A>[node_begin(n)]),
         roots(new Bounds<A>[node_begin(n)]),
         of_leaves(new Best<A>[node_begin(n)]),
@@ -207,10 +207,10 @@ void run_group(int64_t begin, int64_t count, int64_t limit, const Rule<acc_t<T>>
   const auto index_of = [&](int64_t k) { return members == nullptr ? k : members[k].index; };
   const int64_t leaf = leaf_begin(begin), node = node_begin(begin);
   Leaf<A> one_leaf;
-  A one_scores[1][kTreeLanes];
+  A one_scores[1][kBoundsLanes];
   Bounds<A> one_node, one_root;
   Best<A> one_of_leaves, one_of_nodes;
-  const bool small = count <= kTreeLanes;  // needs nothing of the shared arrays
+  const bool small = count <= kBoundsLanes;  // needs nothing of the shared arrays
   Group<A> group{{0, 0, 0, small ? &one_leaf : &w.leaves[leaf], small ? &one_node : &w.nodes[node],
                   small ? &one_root : &w.roots[node]},
                  small ? one_scores : &w.scores[leaf],
@@ -221,13 +221,13 @@ void run_group(int64_t begin, int64_t count, int64_t limit, const Rule<acc_t<T>>
       count, [&](int64_t k) { return load_box(boxes, index_of(k)); }, &w.tree_items[begin],
       &w.tree_scratch[begin], group.place, &group.tree);
   for (int64_t i = 0; i < group.tree.num_leaves; ++i) {
-    std::fill_n(group.scores[i], kTreeLanes, A(-1));
+    std::fill_n(group.scores[i], kBoundsLanes, A(-1));
   }
   for (int64_t k = 0; k < count; ++k) {
     const A score = score_or_out(load(scores + index_of(k)), rule.score_threshold);
     const int64_t place = group.place[k];
     w.decayed[index_of(k)] = place < 0 ? score : A(-1);
-    if (place >= 0) group.scores[place / kTreeLanes][place % kTreeLanes] = score;
+    if (place >= 0) group.scores[place / kBoundsLanes][place % kBoundsLanes] = score;
   }
   if (group.tree.num_leaves == 0) return;
   run_on_best_isa<RunGroup<A>>(limit, &rule, static_cast<const Group<A>*>(&group), members,

@@ -19,11 +19,11 @@ namespace {
 template <class A>
 struct Block {
   Bounds<A> boxes;
-  A area[kTreeLanes];  // NaN: overlaps nothing
+  A area[kBoundsLanes];  // NaN: overlaps nothing
 
   void clear() {
     boxes.clear();
-    std::fill_n(area, kTreeLanes, std::numeric_limits<A>::quiet_NaN());
+    std::fill_n(area, kBoundsLanes, std::numeric_limits<A>::quiet_NaN());
   }
 };
 
@@ -52,7 +52,7 @@ struct FuseGroup {
           overlaps ? best_cluster(group->blocks, clusters, box, box_area, threshold) : -1;
       if (found < 0) {
         group->clusters[clusters] = Cluster<A>::of(index, box, score);
-        if (clusters % kTreeLanes == 0) group->blocks[clusters / kTreeLanes].clear();
+        if (clusters % kBoundsLanes == 0) group->blocks[clusters / kBoundsLanes].clear();
         if (overlaps) place(group->blocks, clusters, box);
         ++clusters;
       } else {
@@ -65,9 +65,9 @@ struct FuseGroup {
 
  private:
   static void place(Block<A>* blocks, int64_t cluster, const Box<A>& box) {
-    Block<A>& block = blocks[cluster / kTreeLanes];
-    block.boxes.set(static_cast<int>(cluster % kTreeLanes), box);
-    block.area[cluster % kTreeLanes] = area(box);
+    Block<A>& block = blocks[cluster / kBoundsLanes];
+    block.boxes.set(static_cast<int>(cluster % kBoundsLanes), box);
+    block.area[cluster % kBoundsLanes] = area(box);
   }
 
   // The cluster with the greatest IoU above the threshold, the first of equals; -1 for none.
@@ -75,10 +75,10 @@ struct FuseGroup {
                               A box_area, A threshold) {
     int64_t best = -1;
     A best_iou = threshold;
-    for (int64_t first = 0; first < clusters; first += kTreeLanes) {
-      const Block<A>& block = blocks[first / kTreeLanes];
+    for (int64_t first = 0; first < clusters; first += kBoundsLanes) {
+      const Block<A>& block = blocks[first / kBoundsLanes];
       uint32_t maybe = 0;
-      for (int lane = 0; lane < kTreeLanes; ++lane) {
+      for (int lane = 0; lane < kBoundsLanes; ++lane) {
         const A inter = intersection(box, block.boxes.box(lane));
         maybe |= static_cast<uint32_t>(may_exceed(inter, box_area, block.area[lane], best_iou))
                  << lane;
@@ -124,7 +124,7 @@ void run_group(int64_t begin, Group<T> group, const FusionParams& p, Workspace<T
   using A = acc_t<T>;
   Block<A> one_block;
   group.clusters = &w.clusters[begin];
-  group.blocks = group.count <= kTreeLanes ? &one_block : &w.blocks[leaf_begin(begin)];
+  group.blocks = group.count <= kBoundsLanes ? &one_block : &w.blocks[leaf_begin(begin)];
   int64_t num_clusters = 0;
   run_on_best_isa<FuseGroup<T>>(static_cast<const Group<T>*>(&group),
                                 threshold_below<A>(p.iou_threshold), &num_clusters);

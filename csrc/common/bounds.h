@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+// Boxes as a structure of arrays, of which one vector test tells which meet a given box.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+
+#include "common/box.h"
+
+namespace pydet {
+
+constexpr int kBoundsLanes = 32;
+
+template <class A>
+struct Bounds {
+  A x1[kBoundsLanes], y1[kBoundsLanes], x2[kBoundsLanes], y2[kBoundsLanes];
+
+  Box<A> box(int lane) const { return {x1[lane], y1[lane], x2[lane], y2[lane]}; }
+
+  void set(int lane, const Box<A>& box) {
+    x1[lane] = box.x1;
+    y1[lane] = box.y1;
+    x2[lane] = box.x2;
+    y2[lane] = box.y2;
+  }
+
+  // Of NaN: no box meets it.
+  void clear(int lane) {
+    const A nan = std::numeric_limits<A>::quiet_NaN();
+    set(lane, {nan, nan, nan, nan});
+  }
+
+  void clear() {
+    for (int lane = 0; lane < kBoundsLanes; ++lane) clear(lane);
+  }
+
+  Box<A> hull() const {
+    Box<A> all = box(0);
+    for (int lane = 1; lane < kBoundsLanes; ++lane) {
+      if (!(x1[lane] == x1[lane])) break;
+      all = {std::min(all.x1, x1[lane]), std::min(all.y1, y1[lane]), std::max(all.x2, x2[lane]),
+             std::max(all.y2, y2[lane])};
+    }
+    return all;
+  }
+
+  // A bit for each lane whose intersection with the box has a width, a height, and an area of at
+  // least `least`.
+  uint32_t meets(const Box<A>& other, A least) const {
+    uint32_t bits = 0;
+    for (int lane = 0; lane < kBoundsLanes; ++lane) {
+      const A width = min_of(other.x2, x2[lane]) - max_of(other.x1, x1[lane]);
+      const A height = min_of(other.y2, y2[lane]) - max_of(other.y1, y1[lane]);
+      const bool meets = (width > A(0)) & (height > A(0)) & (width * height >= least);
+      bits |= static_cast<uint32_t>(meets) << lane;
+    }
+    return bits;
+  }
+};
+
+}  // namespace pydet
