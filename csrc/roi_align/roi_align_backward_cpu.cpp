@@ -111,29 +111,6 @@ struct AlignTurnedBackward {
     Scratch<A> map, spread, grad;
   };
 
-  struct Rows {
-    int64_t height, width, lanes;
-    bool clear;  // else the planes hold the sums of earlier RoIs
-    A *map, *planes;
-    int64_t opened = 0, closed = 0;
-
-    A* row(int64_t y) const { return map + y * turned_width(width) * Block::kChannels; }
-    void open(int64_t end) {
-      for (; opened < end; ++opened) {
-        if (clear) {
-          std::fill_n(row(opened), width * Block::kChannels, A(0));
-        } else {
-          Block::gather(planes + opened * width, height * width, lanes, width, row(opened));
-        }
-      }
-    }
-    void close(int64_t end) {
-      open(end);
-      for (; closed < end; ++closed)
-        Block::scatter(row(closed), lanes, width, planes + closed * width, height * width);
-    }
-  };
-
   // RoIs [first, last) of the plan; grad_out begins at the first of `lanes` channels and has `size`
   // elements a RoI.
   static void run(const RoiAlignParams<A>* params, const RoiPlan<A>* plan, int64_t first,
@@ -147,17 +124,17 @@ struct AlignTurnedBackward {
     A* map = work->map.reserve(height * strides.y);
     A* spread = work->spread.reserve(plan->most_columns() * Block::kChannels);
     A* grad = work->grad.reserve(bins * Block::kChannels);
-    Rows rows{height, width, lanes, clear, map, planes};
+    TurnedSums<A> sums(planes, {height * width, 1}, height, width, lanes, clear, map);
     for (int64_t i = first; i < last; ++i) {
       const PlannedRoi<A>& roi = (*plan)[i];
-      rows.close(roi.rows.front() / plan->kBand * plan->kBand);
-      rows.open(roi.rows.back() + 1);
-      Block::gather(grad_out + roi.index * size, bins, lanes, bins, grad);
+      sums.close(roi.rows.front() / plan->kBand * plan->kBand);
+      sums.open(roi.rows.back() + 1);
+      Block::gather(grad_out + roi.index * size, {bins, 1}, lanes, bins, grad);
       Spread::template add<typename Lanes<A>::Vector, 1>(roi, params->pooled_height,
                                                          params->pooled_width, grad,
                                                          Block::kChannels, strides, spread, map);
     }
-    rows.close(height);
+    sums.close();
   }
 };
 

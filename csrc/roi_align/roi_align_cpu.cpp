@@ -130,7 +130,7 @@ struct AlignTurned {
     const auto& level = params->levels[(*plan)[first].level];
     const int64_t bins = params->pooled_height * params->pooled_width;
     TurnedMap<T>& map = work->map;
-    map.reset(planes, level.height, level.width, lanes);
+    map.reset(planes, {level.height * level.width, 1}, level.height, level.width, lanes);
     A* sums = work->sums.reserve(plan->most_columns() * Block::kChannels);
     A* found = work->bins.reserve(bins * Block::kChannels);
     const typename Channels::Strides strides{map.row_stride(), Block::kChannels};
@@ -155,7 +155,7 @@ struct AlignTurned {
       Channels::template align<typename Lanes<A>::Vector, 1>(
           roi, params->pooled_height, params->pooled_width, strides, map.cells(), sums, found,
           Block::kChannels);
-      Block::scatter(found, lanes, bins, result, bins);
+      Block::scatter(found, lanes, bins, result, {bins, 1});
     }
   }
 };

@@ -201,14 +201,14 @@ class RoiPlan {
   int64_t widest_ = 0, most_columns_ = 0;
 };
 
-// Whether maps [C, H, W] are turned: not where most of a block of channels would be empty, nor
-// where a block of one map takes more than some 32 MB.
+// Whether maps [C, H, W] are turned.
 template <class A>
 bool can_turn(const RoiAlignParams<A>& params) {
-  constexpr int64_t kMostCells = 1 << 20;
-  bool can = 2 * params.channels >= ChannelBlock<A>::kChannels;
-  for (int i = 0; i < params.num_levels; ++i)
-    can = can && params.levels[i].height * params.levels[i].width <= kMostCells;
+  bool can = true;
+  for (int i = 0; i < params.num_levels; ++i) {
+    const auto& level = params.levels[i];
+    can = can && worth_turning<A>(params.channels, level.height * level.width);
+  }
   return can;
 }
 

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
-#include <cstring>
 #include <limits>
 #include <tuple>
-#include <type_traits>
 #include <vector>
 
+#include "common/channel_block.h"
 #include "common/isa.h"
+#include "common/lanes.h"
+#include "common/ordered_bits.h"
 #include "common/parallel_for.h"
 #include "roi_pool/roi_pool.h"
 
@@ -14,191 +15,138 @@ namespace pydet {
 namespace cpu {
 namespace {
 
-// Channels that are pooled side by side, and columns that are read at once.
-constexpr int64_t kLanes = 16;
-// RoIs a task; tasks of the same channels follow each other, so their maps stay in the cache.
-constexpr int64_t kRois = 64;
+// RoIs a task, at most.
+constexpr int64_t kRois = 512;
+// Rows of a map of which RoIs that begin there follow each other.
+constexpr int64_t kBand = 16;
 
-// Vectors by the compiler's extension, because its own vectorizer gives up on these loops.
+// A few channels of one RoI, side by side. First the rows of a row of bins are folded into a line,
+// then the columns of each bin.
 template <class A>
-struct Vector {
-  static constexpr int64_t kSize = 32 / sizeof(A);
-  using Index = std::conditional_t<sizeof(A) == 8, int64_t, int32_t>;
-  typedef A Values __attribute__((vector_size(32)));
-  typedef Index Indices __attribute__((vector_size(32)));
-};
+struct PoolChannels {
+  static constexpr int64_t kChannels = ChannelBlock<A>::kChannels;
+  using Values = typename Lanes<A>::Vector;
+  using Cell = bits_t<A>;
+  using Cells = typename Lanes<Cell>::Vector;  // their numbers, or -1
 
-template <class A>
-using index_t = typename Vector<A>::Index;
+  // The largest cell of each channel, and which it is; of equal ones the first.
+  struct Best {
+    Values value;
+    Cells cell;
+  };
 
-// The largest cell of each column of one row of bins: first the rows are folded into a line, the
-// channels of a column next to each other, then the columns of each bin.
-template <class A>
-struct Line {
-  std::vector<A> best;          // [W, kLanes]
-  std::vector<index_t<A>> row;  // [W, kLanes], the first row with the largest cell
-};
+  // Of NaN no comparison holds.
+  static Best none() { return {Values{} - std::numeric_limits<A>::infinity(), Cells{} - 1}; }
 
-template <class A>
-constexpr A kLeast = -std::numeric_limits<A>::infinity();
+  // Bests in memory, one after the other.
+  struct Bests {
+    Scratch<A> values;
+    Scratch<Cell> cells;
+    A* value = nullptr;
+    Cell* cell = nullptr;
 
-template <class T, class Values>
-void load_vector(const T* from, Values& values) {
-  acc_t<T> elements[sizeof(Values) / sizeof(acc_t<T>)];
-  if constexpr (std::is_same_v<T, acc_t<T>>) {
-    std::memcpy(&values, from, sizeof(values));
-  } else {
-    for (size_t i = 0; i < sizeof(values) / sizeof(elements[0]); ++i) elements[i] = load(from + i);
-    std::memcpy(&values, elements, sizeof(values));
-  }
-}
-
-// Folds rows [y.begin, y.end) of `count` cells side by side, `row_stride` apart. Of NaN no
-// comparison holds.
-template <class T, bool kIndexed>
-void fold_rows(const T* cells, int64_t row_stride, CellRange y, int64_t count, acc_t<T>* best,
-               index_t<acc_t<T>>* row) {
-  using A = acc_t<T>;
-  using V = Vector<A>;
-  const index_t<A> begin = static_cast<index_t<A>>(y.begin), end = static_cast<index_t<A>>(y.end);
-  int64_t j = 0;
-  for (; j + V::kSize <= count; j += V::kSize) {
-    typename V::Values largest = typename V::Values{} + kLeast<A>, values;
-    typename V::Indices first = {};
-    for (index_t<A> i = begin; i < end; ++i) {
-      load_vector(cells + i * row_stride + j, values);
-      if constexpr (kIndexed) first = values > largest ? typename V::Indices{} + i : first;
-      largest = values > largest ? values : largest;
+    void reserve(int64_t count) {
+      value = values.reserve(count * kChannels);
+      cell = cells.reserve(count * kChannels);
     }
-    std::memcpy(best + j, &largest, sizeof(largest));
-    if constexpr (kIndexed) std::memcpy(row + j, &first, sizeof(first));
-  }
-  for (; j < count; ++j) {
-    A largest = kLeast<A>;
-    index_t<A> first = 0;
-    for (index_t<A> i = begin; i < end; ++i) {
-      const A value = load(cells + i * row_stride + j);
-      if (value > largest) {
-        largest = value;
-        first = i;
+    template <bool kIndexed>
+    void set(int64_t i, const Best& best) {
+      Lanes<A>::store(best.value, value + i * kChannels);
+      if constexpr (kIndexed) Lanes<Cell>::store(best.cell, cell + i * kChannels);
+    }
+    template <bool kIndexed>
+    Best get(int64_t i) const {
+      Best best{};
+      Lanes<A>::load(value + i * kChannels, &best.value);
+      if constexpr (kIndexed) Lanes<Cell>::load(cell + i * kChannels, &best.cell);
+      return best;
+    }
+  };
+
+  struct Workspace {
+    Bests line, bins;
+  };
+
+  // Bins of a RoI, in their order. rows(y, x) gives the turned cells of the rows y from column 0
+  // on, `row_stride` apart, of which the columns x are read; at most `most_rows` are asked for at
+  // once. The cells of a row are numbered from `row_cells` times its own number on; without
+  // kIndexed the numbers are not set. An empty bin has 0 and -1, as has every bin of a RoI that
+  // pools nothing.
+  template <bool kIndexed, class Rows>
+  static void pool(const RoiPoolPlace<A>& place, int64_t height, int64_t width,
+                   int64_t pooled_height, int64_t pooled_width, const Rows& rows, int64_t most_rows,
+                   int64_t row_stride, int64_t row_cells, Workspace* work) {
+    work->line.reserve(width);
+    work->bins.reserve(pooled_height * pooled_width);
+    const CellRange columns = cells_of(place.x, pooled_width, width);
+    CellRange folded{0, 0};  // the rows in the line: those of the bin before may be the same
+    for (int64_t ph = 0; ph < pooled_height; ++ph) {
+      const CellRange y = bin_cells(place.y, ph, height);
+      const bool empty = place.image < 0 || y.end <= y.begin;
+      const bool ready = empty || (y.begin == folded.begin && y.end == folded.end);
+      for (int64_t i = y.begin; !ready && i < y.end; i += most_rows) {
+        const CellRange some{i, std::min(i + most_rows, y.end)};
+        fold_rows<kIndexed>(some, columns, rows(some, columns), row_stride, row_cells, i == y.begin,
+                            &work->line);
+      }
+      folded = empty ? folded : y;
+      for (int64_t pw = 0; pw < pooled_width; ++pw) {
+        const CellRange x = bin_cells(place.x, pw, width);
+        work->bins.template set<kIndexed>(ph * pooled_width + pw,
+                                          empty || x.end <= x.begin
+                                              ? Best{Values{}, Cells{} - 1}
+                                              : fold_columns<kIndexed>(x, work->line));
       }
     }
-    best[j] = largest;
-    if constexpr (kIndexed) row[j] = first;
   }
-}
 
-// Folds the columns of a line, at least one.
-template <class A, bool kIndexed>
-void fold_columns(const Line<A>& line, int64_t width, CellRange x, A* best, index_t<A>* index) {
-  using V = Vector<A>;
-  for (int64_t part = 0; part < kLanes; part += V::kSize) {
-    typename V::Values largest = typename V::Values{} + kLeast<A>, values;
-    typename V::Indices first = typename V::Indices{} - 1, cell;
+  // The cells from the first of all bins of an axis to the last.
+  static CellRange cells_of(const PoolAxis<A>& axis, int64_t bins, int64_t cells) {
+    return {bin_cells(axis, 0, cells).begin, bin_cells(axis, bins - 1, cells).end};
+  }
+
+ private:
+  // Begins the line with rows y, or folds them into it.
+  template <bool kIndexed>
+  static void fold_rows(CellRange y, CellRange x, const A* rows, int64_t row_stride,
+                        int64_t row_cells, bool begin, Bests* line) {
     for (int64_t j = x.begin; j < x.end; ++j) {
-      load_vector(line.best.data() + j * kLanes + part, values);
+      Best best = begin ? none() : line->template get<kIndexed>(j);
+      const A* cell = rows + j * kChannels;
+      for (int64_t i = y.begin; i < y.end; ++i, cell += row_stride) {
+        Values value;
+        Lanes<A>::load(cell, &value);
+        if constexpr (kIndexed) {
+          const auto number = static_cast<Cell>(i * row_cells + j);
+          best.cell = value > best.value ? Cells{} + number : best.cell;
+        }
+        best.value = value > best.value ? value : best.value;
+      }
+      line->template set<kIndexed>(j, best);
+    }
+  }
+
+  template <bool kIndexed>
+  static Best fold_columns(CellRange x, const Bests& line) {
+    Best best = none();
+    for (int64_t j = x.begin; j < x.end; ++j) {
+      const Best other = line.template get<kIndexed>(j);
       if constexpr (kIndexed) {
-        std::memcpy(&cell, line.row.data() + j * kLanes + part, sizeof(cell));
-        cell = cell * static_cast<index_t<A>>(width) + static_cast<index_t<A>>(j);
-        // A later column may have an equal cell in an earlier row.
-        first = (values > largest) | ((values == largest) & (cell < first)) ? cell : first;
+        // A later column may have an equal cell in an earlier row; a column of NaN has none.
+        const Cells first =
+            (other.value == best.value) & (other.cell < best.cell) & (other.cell >= 0);
+        best.cell = (other.value > best.value) | first ? other.cell : best.cell;
       }
-      largest = values > largest ? values : largest;
+      best.value = other.value > best.value ? other.value : best.value;
     }
-    std::memcpy(best + part, &largest, sizeof(largest));
-    if constexpr (kIndexed) std::memcpy(index + part, &first, sizeof(first));
+    return best;
   }
-}
-
-template <class T, bool kIndexed>
-void fold_channels_first(const T* map, int64_t plane, int64_t width, int64_t lanes, CellRange y,
-                         CellRange x, Line<acc_t<T>>& line) {
-  acc_t<T> best[kLanes];
-  index_t<acc_t<T>> row[kLanes];
-  for (int64_t lane = 0; lane < lanes; ++lane) {
-    for (int64_t begin = x.begin; begin < x.end; begin += kLanes) {
-      // Whole vectors wherever the row is long enough: what lies outside of the box is not used.
-      const int64_t first = width < kLanes ? begin : std::min(begin, width - kLanes);
-      const int64_t count = width < kLanes ? x.end - begin : kLanes;
-      fold_rows<T, kIndexed>(map + lane * plane + first, width, y, count, best, row);
-      for (int64_t j = begin - first; j < std::min(count, x.end - first); ++j) {
-        line.best[(first + j) * kLanes + lane] = best[j];
-        if constexpr (kIndexed) line.row[(first + j) * kLanes + lane] = row[j];
-      }
-    }
-  }
-}
-
-template <class T, bool kIndexed>
-void fold_channels_last(const T* map, int64_t channels, int64_t width, int64_t lanes, CellRange y,
-                        CellRange x, Line<acc_t<T>>& line) {
-  for (int64_t j = x.begin; j < x.end; ++j) {
-    fold_rows<T, kIndexed>(map + j * channels, width * channels, y, lanes,
-                           line.best.data() + j * kLanes,
-                           kIndexed ? line.row.data() + j * kLanes : nullptr);
-  }
-}
-
-// Calls consume(bin, best, index) for each bin of a RoI, with kLanes values each: the largest cell
-// and, if kIndexed, which cell of the map it is, or -1. An empty bin has 0 and -1.
-template <class T, bool kIndexed, class Consume>
-void pool(const RoiPoolParams<acc_t<T>>& params, int64_t r, int64_t channel, int64_t lanes,
-          const T* input, Line<acc_t<T>>& line, const Consume& consume) {
-  using A = acc_t<T>;
-  const RoiPoolPlace<A> place = roi_pool_place(params, r);
-  const int64_t width = params.width, plane = params.height * width;
-  const T* map = input + std::max<int64_t>(place.image, 0) * params.channels * plane +
-                 channel * (params.channels_last ? 1 : plane);
-  const CellRange columns{bin_cells(place.x, 0, width).begin,
-                          bin_cells(place.x, params.pooled_width - 1, width).end};
-  CellRange folded{0, 0};  // the rows in the line: those of the bin before may be the same
-  for (int64_t ph = 0; ph < params.pooled_height; ++ph) {
-    const CellRange y = bin_cells(place.y, ph, params.height);
-    const bool empty = place.image < 0 || y.end <= y.begin;
-    const bool ready = empty || (y.begin == folded.begin && y.end == folded.end);
-    folded = y;
-    if (!ready && params.channels_last) {
-      fold_channels_last<T, kIndexed>(map, params.channels, width, lanes, y, columns, line);
-    } else if (!ready) {
-      fold_channels_first<T, kIndexed>(map, plane, width, lanes, y, columns, line);
-    }
-    for (int64_t pw = 0; pw < params.pooled_width; ++pw) {
-      const CellRange x = bin_cells(place.x, pw, width);
-      A best[kLanes] = {};
-      index_t<A> index[kLanes];
-      if (empty || x.end <= x.begin) {
-        std::fill_n(index, kLanes, index_t<A>(-1));
-      } else {
-        fold_columns<A, kIndexed>(line, width, x, best, index);
-      }
-      consume(ph * params.pooled_width + pw, best, index);
-    }
-  }
-}
-
-template <class A>
-Line<A> make_line(int64_t width, bool indexed) {
-  return {std::vector<A>(width * kLanes), std::vector<index_t<A>>(indexed ? width * kLanes : 0)};
-}
-
-// Offsets of element (r, channel, bin) of out and of (image, channel, cell) of a map: a start, and
-// strides of the channel and of the bin or cell.
-struct Strides {
-  int64_t start, channel, place;
 };
-
-Strides strides_of(bool channels_last, int64_t channels, int64_t places, int64_t first,
-                   int64_t channel) {
-  const int64_t start = first * channels * places;
-  return channels_last ? Strides{start + channel, 1, channels}
-                       : Strides{start + channel * places, places, 1};
-}
 
 // The RoIs in an order in which neighbours in the list are neighbours on the map, so that most
 // cells come from the cache: by image, by bands of rows, by column. It depends on the RoIs alone.
 template <class A>
 std::vector<int64_t> order_of(const RoiPoolParams<A>& params) {
-  constexpr int64_t kBand = 16;
   struct Key {
     int64_t image, band, column, r;
   };
@@ -215,90 +163,201 @@ std::vector<int64_t> order_of(const RoiPoolParams<A>& params) {
   return order;
 }
 
-// RoIs [begin, end) of an order and `lanes` channels from `channel` on of out; of `values` where
-// there are any.
+// What the threads do: `lanes` channels from `channel` on of RoIs [begin, end) of an order.
 template <class T>
-struct RoiPoolRois {
-  using A = acc_t<T>;
+struct Piece {
+  const RoiPoolParams<acc_t<T>>* params;
+  const int64_t *begin, *end;
+  int64_t channel, lanes;
+  const T* input;
 
-  static void run(const RoiPoolParams<A>* params, const int64_t* begin, const int64_t* end,
-                  int64_t channel, const T* input, const T* values, Line<A>* line, T* out) {
-    const int64_t lanes = std::min(kLanes, params->channels - channel);
-    const int64_t bins = params->pooled_height * params->pooled_width;
-    for (const int64_t* next = begin; next < end; ++next) {
-      const int64_t r = *next;
-      const Strides to = strides_of(params->channels_last, params->channels, bins, r, channel);
-      if (values == nullptr) {
-        pool<T, false>(*params, r, channel, lanes, input, *line,
-                       [&](int64_t bin, const A* best, const index_t<A>*) {
-                         T* element = out + to.start + bin * to.place;
-                         for (int64_t i = 0; i < lanes; ++i)
-                           store(element + i * to.channel, best[i]);
-                       });
-        continue;
-      }
-      const int64_t image = std::max<int64_t>(roi_pool_place(*params, r).image, 0);
-      const Strides from = strides_of(params->channels_last, params->channels,
-                                      params->height * params->width, image, channel);
-      pool<T, true>(*params, r, channel, lanes, input, *line,
-                    [&](int64_t bin, const A*, const index_t<A>* index) {
-                      T* element = out + to.start + bin * to.place;
-                      for (int64_t i = 0; i < lanes; ++i) {
-                        const T* value = values + from.start + i * from.channel;
-                        store(element + i * to.channel,
-                              index[i] < 0 ? A(0) : load(value + index[i] * from.place));
-                      }
-                    });
-    }
+  // Element (image, channel) of maps and (r, channel) of the results, and how they go on.
+  using Strides = typename ChannelBlock<acc_t<T>>::Strides;
+  bool turned() const { return worth_turning<acc_t<T>>(params->channels, cells()); }
+  int64_t cells() const { return params->height * params->width; }
+  int64_t bins() const { return params->pooled_height * params->pooled_width; }
+  int64_t offset(int64_t first, int64_t places) const {
+    return first * params->channels * places + channel * (params->channels_last ? 1 : places);
+  }
+  Strides strides(int64_t places) const {
+    return params->channels_last ? Strides{1, params->channels} : Strides{places, 1};
   }
 };
 
-// The gradient of `lanes` channels from `channel` on of one image.
 template <class T>
-struct RoiPoolGradient {
-  using A = acc_t<T>;
+struct PoolWorkspace {
+  TurnedMap<T> map;
+  typename PoolChannels<acc_t<T>>::Workspace pool;
+  Scratch<acc_t<T>> values, results, sums;
+};
 
-  static void run(const RoiPoolParams<A>* params, const int64_t* begin, const int64_t* end,
-                  int64_t image, int64_t channel, const T* input, const T* grad_out, Line<A>* line,
-                  A* grad_input) {
-    const int64_t lanes = std::min(kLanes, params->channels - channel);
-    const int64_t bins = params->pooled_height * params->pooled_width;
-    const int64_t cells = params->height * params->width;
-    const Strides to = strides_of(params->channels_last, params->channels, cells, image, channel);
-    // Channels that are last would scatter their sums over all of the map's pages.
-    std::vector<A> own(params->channels_last ? cells * kLanes : 0);
-    A* sums = params->channels_last ? own.data() : grad_input + to.start;
-    const Strides at = params->channels_last ? Strides{0, 1, kLanes} : Strides{0, cells, 1};
-    if (!params->channels_last) std::fill_n(sums, lanes * cells, A(0));
-    for (const int64_t* next = begin; next < end; ++next) {
-      const int64_t r = *next;
-      if (roi_pool_place(*params, r).image != image) continue;
-      const Strides from = strides_of(params->channels_last, params->channels, bins, r, channel);
-      pool<T, true>(*params, r, channel, lanes, input, *line,
-                    [&](int64_t bin, const A*, const index_t<A>* index) {
-                      const T* grad = grad_out + from.start + bin * from.place;
-                      for (int64_t i = 0; i < lanes; ++i) {
-                        if (index[i] < 0) continue;
-                        sums[i * at.channel + index[i] * at.place] += load(grad + i * from.channel);
-                      }
-                    });
-    }
-    for (int64_t cell = 0; cell < cells && params->channels_last; ++cell) {
-      std::copy_n(sums + cell * kLanes, lanes, grad_input + to.start + cell * to.place);
-    }
+// No RoI behind this one in the order, of its image, begins above.
+template <class A>
+int64_t first_row_of_band(const RoiPoolParams<A>& params, const RoiPoolPlace<A>& place) {
+  return std::clamp<int64_t>(place.y.start / kBand * kBand, 0, params.height);
+}
+
+// Whether the windows of the first RoIs of an order that share an image are a good part of the map.
+template <class A>
+bool covers_map(const RoiPoolParams<A>& params, const int64_t* begin, const int64_t* end) {
+  const int64_t image = roi_pool_place(params, *begin).image;
+  int64_t cells = 0;
+  for (; begin < end; ++begin) {
+    const RoiPoolPlace<A> place = roi_pool_place(params, *begin);
+    if (place.image != image) break;
+    const CellRange y = PoolChannels<A>::cells_of(place.y, params.pooled_height, params.height);
+    const CellRange x = PoolChannels<A>::cells_of(place.x, params.pooled_width, params.width);
+    cells += std::max<int64_t>(0, y.end - y.begin) * std::max<int64_t>(0, x.end - x.begin);
   }
+  return 4 * cells >= params.height * params.width;
+}
+
+// Calls consume(r, place) for each RoI of a piece when its bins are in work->pool.bins.
+// `row_cells`: see PoolChannels.
+template <class T, bool kIndexed, class Consume>
+void pool_piece(const Piece<T>& piece, int64_t row_cells, PoolWorkspace<T>* work,
+                const Consume& consume) {
+  using A = acc_t<T>;
+  using Channels = PoolChannels<A>;
+  constexpr int64_t kChannels = Channels::kChannels;
+  const RoiPoolParams<A>& params = *piece.params;
+  const int64_t row_stride = turned_width(params.width) * kChannels;
+  const auto strides = piece.strides(piece.cells());
+  const bool turned = piece.turned();
+  TurnedMap<T>& map = work->map;
+  A* some_rows = turned ? nullptr : work->values.reserve(kBand * row_stride);
+  int64_t image = -1, opened = 0;
+  bool whole = false;
+  for (const int64_t* next = piece.begin; next < piece.end; ++next) {
+    const RoiPoolPlace<A> place = roi_pool_place(params, *next);
+    const T* input = piece.input + piece.offset(std::max<int64_t>(place.image, 0), piece.cells());
+    const CellRange y = Channels::cells_of(place.y, params.pooled_height, params.height);
+    const CellRange x = Channels::cells_of(place.x, params.pooled_width, params.width);
+    if (turned && place.image >= 0 && place.image != image) {
+      image = place.image;
+      map.reset(input, strides, params.height, params.width, piece.lanes);
+      opened = first_row_of_band(params, place);
+      whole = covers_map(params, next, piece.end);
+    }
+    if (turned && place.image >= 0 && x.begin < x.end) {
+      // Whole rows one after the other are read several times faster than windows.
+      for (; whole && opened < y.end; ++opened) map.require(opened, 0, params.width);
+      for (int64_t i = y.begin; !whole && i < y.end; ++i) map.require(i, x.begin, x.end);
+    }
+    const auto rows = [&](CellRange some, CellRange columns) -> const A* {
+      if (turned) return map.cells() + some.begin * row_stride;
+      for (int64_t i = some.begin; i < some.end && columns.begin < columns.end; ++i) {
+        ChannelBlock<A>::gather(
+            input + (i * params.width + columns.begin) * strides.cell, strides, piece.lanes,
+            columns.end - columns.begin,
+            some_rows + (i - some.begin) * row_stride + columns.begin * kChannels);
+      }
+      return some_rows;
+    };
+    Channels::template pool<kIndexed>(place, params.height, params.width, params.pooled_height,
+                                      params.pooled_width, rows, turned ? params.height : kBand,
+                                      row_stride, row_cells, &work->pool);
+    consume(*next, place);
+  }
+}
+
+// RoIs [begin, end) of an order and `lanes` channels from `channel` on of out.
+template <class T>
+struct RoiPoolForward {
+  using A = acc_t<T>;
+  static constexpr int64_t kChannels = ChannelBlock<A>::kChannels;
+
+  // Values of another map where the largest cells are; where that is null, the cells themselves.
+  static void run(const Piece<T>* piece, const T* values, PoolWorkspace<T>* work, T* out) {
+    const int64_t bins = piece->bins();
+    const auto& pooled = work->pool.bins;
+    const auto write = [&](int64_t r, const A* found) {
+      ChannelBlock<A>::scatter(found, piece->lanes, bins, out + piece->offset(r, bins),
+                               piece->strides(bins));
+    };
+    if (values == nullptr) {
+      pool_piece<T, false>(*piece, 0, work,
+                           [&](int64_t r, const RoiPoolPlace<A>&) { write(r, pooled.value); });
+      return;
+    }
+    A* found = work->results.reserve(bins * kChannels);
+    const auto strides = piece->strides(piece->cells());
+    pool_piece<T, true>(
+        *piece, piece->params->width, work, [&](int64_t r, const RoiPoolPlace<A>& place) {
+          const T* map = values + piece->offset(std::max<int64_t>(place.image, 0), piece->cells());
+          for (int64_t bin = 0; bin < bins; ++bin) {
+            for (int64_t c = 0; c < piece->lanes; ++c) {
+              const auto cell = pooled.cell[bin * kChannels + c];
+              found[bin * kChannels + c] =
+                  cell < 0 ? A(0) : load(map + c * strides.channel + cell * strides.cell);
+            }
+          }
+          write(r, found);
+        });
+  }
+};
+
+// The gradient of `lanes` channels from `channel` on of one image, whose RoIs the piece has.
+template <class T>
+struct RoiPoolBackward {
+  using A = acc_t<T>;
+  static constexpr int64_t kChannels = ChannelBlock<A>::kChannels;
+
+  static void run(const Piece<T>* piece, const T* grad_out, PoolWorkspace<T>* work, A* map) {
+    const RoiPoolParams<A>& params = *piece->params;
+    const int64_t bins = piece->bins(), height = params.height, width = params.width;
+    const bool turned = piece->turned();
+    const auto strides = piece->strides(piece->cells());
+    A* grad = work->results.reserve(bins * kChannels);
+    A* cells = turned ? work->sums.reserve(height * turned_width(width) * kChannels) : map;
+    TurnedSums<A> sums(map, strides, height, width, piece->lanes, true, cells);
+    // Of a map that is not turned the sums are made in place.
+    const auto at = turned ? Strides{1, kChannels} : strides;
+    for (int64_t c = 0; c < piece->lanes && !turned; ++c) {
+      for (int64_t i = 0; i < piece->cells(); ++i) map[c * at.channel + i * at.cell] = A(0);
+    }
+    pool_piece<T, true>(
+        *piece, turned ? turned_width(width) : width, work,
+        [&](int64_t r, const RoiPoolPlace<A>& place) {
+          if (place.image < 0) return;
+          if (turned) {
+            sums.close(first_row_of_band(params, place));
+            sums.open(PoolChannels<A>::cells_of(place.y, params.pooled_height, height).end);
+          }
+          ChannelBlock<A>::gather(grad_out + piece->offset(r, bins), piece->strides(bins),
+                                  piece->lanes, bins, grad);
+          const auto* cell = work->pool.bins.cell;
+          for (int64_t bin = 0; bin < bins; ++bin, cell += kChannels) {
+            for (int64_t c = 0; c < piece->lanes; ++c) {
+              if (cell[c] >= 0)
+                cells[c * at.channel + cell[c] * at.cell] += grad[bin * kChannels + c];
+            }
+          }
+        });
+    if (turned) sums.close();
+  }
+
+ private:
+  using Strides = typename ChannelBlock<A>::Strides;
 };
 
 template <class T>
 void pool_all(const RoiPoolParams<acc_t<T>>& params, const T* input, const T* values, T* out) {
+  constexpr int64_t kChannels = ChannelBlock<acc_t<T>>::kChannels;
   const int64_t chunks = (params.num_rois + kRois - 1) / kRois;
-  const int64_t blocks = (params.channels + kLanes - 1) / kLanes;
+  const int64_t blocks = (params.channels + kChannels - 1) / kChannels;
   const std::vector<int64_t> order = order_of(params);
-  parallel_for(blocks * chunks, 1, [&](int64_t task, int64_t) {
-    Line<acc_t<T>> line = make_line<acc_t<T>>(params.width, values != nullptr);
+  // Tasks that read the same channels follow each other.
+  parallel_tasks<PoolWorkspace<T>>(blocks * chunks, [&](PoolWorkspace<T>& work, int64_t task) {
     const int64_t begin = task % chunks * kRois, end = std::min(begin + kRois, params.num_rois);
-    run_on_best_isa<RoiPoolRois<T>>(&params, order.data() + begin, order.data() + end,
-                                    task / chunks * kLanes, input, values, &line, out);
+    const int64_t channel = task / chunks * kChannels;
+    const Piece<T> piece{&params,
+                         order.data() + begin,
+                         order.data() + end,
+                         channel,
+                         std::min(kChannels, params.channels - channel),
+                         input};
+    run_on_best_isa<RoiPoolForward<T>>(&piece, values, &work, out);
   });
 }
 
@@ -318,13 +377,27 @@ void roi_pool_gather(const RoiPoolParams<acc_t<T>>& params, const T* input, cons
 template <class T>
 void roi_pool_backward(const RoiPoolParams<acc_t<T>>& params, const T* input, const T* grad_out,
                        acc_t<T>* grad_input) {
-  const int64_t blocks = (params.channels + kLanes - 1) / kLanes;
+  constexpr int64_t kChannels = ChannelBlock<acc_t<T>>::kChannels;
+  const int64_t blocks = (params.channels + kChannels - 1) / kChannels;
   const std::vector<int64_t> order = order_of(params);
-  parallel_for(params.batch * blocks, 1, [&](int64_t task, int64_t) {
-    Line<acc_t<T>> line = make_line<acc_t<T>>(params.width, true);
-    run_on_best_isa<RoiPoolGradient<T>>(&params, order.data(), order.data() + order.size(),
-                                        task / blocks, task % blocks * kLanes, input, grad_out,
-                                        &line, grad_input);
+  std::vector<int64_t> begins;  // of each image's RoIs; those of no image come first
+  for (int64_t image = 0; image <= params.batch; ++image) {
+    const auto at = std::partition_point(order.begin(), order.end(), [&](int64_t r) {
+      return roi_pool_place(params, r).image < image;
+    });
+    begins.push_back(at - order.begin());
+  }
+  parallel_tasks<PoolWorkspace<T>>(params.batch * blocks, [&](PoolWorkspace<T>& work,
+                                                              int64_t task) {
+    const int64_t image = task / blocks, channel = task % blocks * kChannels;
+    const Piece<T> piece{&params,
+                         order.data() + begins[image],
+                         order.data() + begins[image + 1],
+                         channel,
+                         std::min(kChannels, params.channels - channel),
+                         input};
+    run_on_best_isa<RoiPoolBackward<T>>(
+        &piece, grad_out, &work, grad_input + piece.offset(image, params.height * params.width));
   });
 }
 
