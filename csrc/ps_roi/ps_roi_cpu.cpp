@@ -93,6 +93,30 @@ Strides strides_of(bool channels_last, int64_t channels, int64_t places) {
   return channels_last ? Strides{1, channels} : Strides{places, 1};
 }
 
+template <class A>
+struct Cell {
+  int64_t offset;
+  A weight;
+};
+
+// Channels of one bin that are summed together: sums that do not wait for each other.
+constexpr int kTogether = 4;
+
+// result[i * result_stride] = the sum of the cells of map i, `map_stride` after the one before,
+// over count; 0 where the bin is empty.
+template <int kMaps, class T>
+void store_means(const std::vector<Cell<acc_t<T>>>& cells, acc_t<T> count, const T* map,
+                 int64_t map_stride, T* result, int64_t result_stride) {
+  using A = acc_t<T>;
+  A sums[kMaps] = {};
+  for (const Cell<A>& cell : cells) {
+    for (int i = 0; i < kMaps; ++i)
+      sums[i] += cell.weight * load(map + i * map_stride + cell.offset);
+  }
+  for (int i = 0; i < kMaps; ++i)
+    store(result + i * result_stride, count > A(0) ? sums[i] / count : A(0));
+}
+
 }  // namespace
 
 template <class T>
@@ -105,19 +129,28 @@ void ps_roi(const PsRoiParams<acc_t<T>>& params, const T* input, T* out) {
   const Strides to = strides_of(params.channels_last, out_channels, bins);
   parallel_for(params.num_rois, kRois, [&](int64_t begin, int64_t end) {
     Tables<A> tables;
+    std::vector<Cell<A>> bin_cells;
     for (int64_t r = begin; r < end; ++r) {
       const int64_t image = tables.fill(params, r);
-      T* roi_out = out + r * params.channels;
-      for (int64_t k = 0; k < params.channels; ++k) {
-        const int64_t bin = k % bins;
-        A sum = A(0), count = A(0);
+      const T* map = input + std::max<int64_t>(image, 0) * params.channels * cells;
+      for (int64_t bin = 0; bin < bins; ++bin) {
+        T* result = out + r * params.channels + bin * to.place;
+        bin_cells.clear();
+        A count = A(0);
         if (image >= 0) {
-          const T* map = input + image * params.channels * cells + k * from.channel;
           count = for_each_cell(
               tables, bin / params.pooled_width, bin % params.pooled_width, params.width,
-              [&](int64_t cell, A weight) { sum += weight * load(map + cell * from.place); });
+              [&](int64_t cell, A weight) { bin_cells.push_back({cell * from.place, weight}); });
         }
-        store(roi_out + k / bins * to.channel + bin * to.place, count > A(0) ? sum / count : A(0));
+        int64_t c = 0;
+        for (; c + kTogether <= out_channels; c += kTogether) {
+          store_means<kTogether>(bin_cells, count, map + (c * bins + bin) * from.channel,
+                                 bins * from.channel, result + c * to.channel, to.channel);
+        }
+        for (; c < out_channels; ++c) {
+          store_means<1>(bin_cells, count, map + (c * bins + bin) * from.channel, 0,
+                         result + c * to.channel, 0);
+        }
       }
     }
   });
@@ -141,9 +174,10 @@ void ps_roi_backward(const PsRoiParams<acc_t<T>>& params, const T* grad_out, acc
     for (int64_t r = 0; r < params.num_rois; ++r) {
       if (ps_roi_place(params, r).image != image) continue;
       tables.fill(params, r);
-      for (int64_t k = first; k < std::min(first + block, params.channels); ++k) {
-        const int64_t bin = k % bins, ph = bin / params.pooled_width,
-                      pw = bin % params.pooled_width;
+      const int64_t end = std::min(first + block, params.channels);
+      for (int64_t k = first, bin = first % bins; k < end;
+           ++k, bin = bin + 1 < bins ? bin + 1 : 0) {
+        const int64_t ph = bin / params.pooled_width, pw = bin % params.pooled_width;
         const A count = tables.y.count[ph] * tables.x.count[pw];
         if (!(count > A(0))) continue;
         const A grad =

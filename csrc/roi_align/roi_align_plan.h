@@ -88,6 +88,7 @@ void add_cell(std::vector<RoiCell<A>>& cells, size_t begin, const RoiCell<A>& ad
 template <class A>
 void number_cells(std::vector<RoiCell<A>>& cells, size_t begin, std::vector<int64_t>& touched) {
   touched.clear();
+  touched.reserve(cells.size() - begin);
   for (size_t i = begin; i < cells.size(); ++i) touched.push_back(cells[i].cell);
   std::sort(touched.begin(), touched.end());
   touched.erase(std::unique(touched.begin(), touched.end()), touched.end());
@@ -125,6 +126,10 @@ PlannedRoi<A> plan_roi(const RoiAlignParams<A>& params, int64_t r, bool slopes) 
   PlannedRoi<A> roi{r,  place.image, place.level, place.count, params.pooled_height,
                     {}, {0},         {},          {}};
   if (place.image < 0) return roi;
+  // Of a bin of two samples along an axis, or less: what most have.
+  const int64_t bins = params.pooled_height + params.pooled_width;
+  roi.bins.reserve(bins + 1);
+  roi.cells.reserve(4 * bins);
   const auto& level = params.levels[place.level];
   plan_axis(place.y, level.height, roi_tangent_y(params, r), slopes, roi, roi.rows);
   plan_axis(place.x, level.width, roi_tangent_x(params, r), slopes, roi, roi.columns);
