@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The CPU kernel against the definition in two loops, at the edges of its blocks, sorts and tries,
+// The CPU kernel against the definition in two loops, at the edges of its words, sorts and tries,
 // and the emulated CUDA kernel against the CPU kernel, for the sanitizers.
 #include <cmath>
 #include <cstdint>
@@ -247,8 +247,9 @@ int main() {
   test_cuda<float>(1, 2100, 2100, 400, false, false);
   test_cuda<float>(2, 2100, 1000, 1000, true, true);
   test_cuda<float>(1, 2100, 50, 400, false, false);
-  // So many kept boxes that the CPU kernel takes a tree for the rest.
+  // Many kept boxes, and so many boxes that the CPU kernel takes a tree.
   test_sizes(2600, 2600, 2000, 0.25, false, false);
+  test_sizes(8300, 8300, 4000, 0.25, false, false);
   test_sizes(4200, 1500, 900, 0.5, true, false);
   test_cuda<float>(1, 2100, 2100, 1500, false, false, pydet::Overlap::kDiou);
   test_chain();
