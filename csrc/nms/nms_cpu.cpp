@@ -222,7 +222,10 @@ void nms(const NmsParams& params, const T* boxes, const T* scores, const int64_t
   const int64_t n = params.num_boxes;
   const int64_t workers = std::min(params.batch, num_threads());
   std::vector<Workspace<T>> workspaces;
-  for (int64_t i = 0; i < workers; ++i) workspaces.emplace_back(n, workers > 1 ? 1 : num_threads());
+  // The classes of a single image are shared out.
+  const bool share = workers == 1 && idxs != nullptr;
+  const int64_t threads = share ? std::min(num_threads(), n / kGrain + 1) : 1;
+  for (int64_t i = 0; i < workers; ++i) workspaces.emplace_back(n, threads);
   parallel_workers(workers, params.batch, 1, [&](int64_t worker, int64_t b, int64_t) {
     counts[b] = nms_image(params, boxes + 4 * b * n, scores + b * n,
                           idxs == nullptr ? nullptr : idxs + b * n, workspaces[worker],
