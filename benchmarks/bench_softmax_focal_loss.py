@@ -25,10 +25,10 @@ def _inputs(
 
 def _eager(inputs: Tensor, targets: Tensor, reduction: str) -> Tensor:
     columns = torch.where(targets < 0, inputs.shape[-1] - 1, targets)
-    log_p = F.log_softmax(inputs, dim=-1).gather(-1, columns[:, None])[:, 0]
+    log_p = F.log_softmax(inputs, dim=-1, dtype=torch.float32).gather(-1, columns[:, None])[:, 0]
     loss = -((1 - log_p.exp()) ** 2) * log_p
     loss = torch.where(targets < 0, 0.75, 0.25) * loss
-    return loss.sum() if reduction == "sum" else loss
+    return (loss.sum() if reduction == "sum" else loss).to(inputs.dtype)
 
 
 def cases(device: torch.device) -> Iterator[Case]:

@@ -23,9 +23,10 @@ def _inputs(rows: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor
 
 
 def _eager(inputs: Tensor, targets: Tensor, reduction: str) -> Tensor:
-    weight = torch.where(targets > 0, targets, 0.75 * inputs.sigmoid() ** 2)
-    loss = F.binary_cross_entropy_with_logits(inputs, targets, reduction="none") * weight
-    return loss.sum() if reduction == "sum" else loss
+    x, t = inputs.float(), targets.float()
+    weight = torch.where(t > 0, t, 0.75 * x.sigmoid() ** 2)
+    loss = F.binary_cross_entropy_with_logits(x, t, reduction="none") * weight
+    return (loss.sum() if reduction == "sum" else loss).to(inputs.dtype)
 
 
 def cases(device: torch.device) -> Iterator[Case]:
