@@ -102,9 +102,7 @@ def _retinanet(ours: RetinaNet) -> nn.Module:
         num_classes,
         anchor_generator=anchors,
         head=RetinaNetHead(channels, ours.anchors.num_per_location, num_classes, norm),
-        score_thresh=config.score_threshold,
-        nms_thresh=config.nms_iou_threshold,
-        detections_per_img=config.max_detections,
+        **_suppression(config),
         fg_iou_thresh=config.fg_iou_threshold,
         bg_iou_thresh=config.bg_iou_threshold,
         topk_candidates=config.candidates_per_level,
@@ -123,9 +121,7 @@ def _fcos(ours: FCOS) -> nn.Module:
         anchor_generator=_anchors([(2**level,) for level in config.levels], (1.0,)),
         head=FCOSHead(channels, 1, num_classes, config.head_convs),
         center_sampling_radius=config.center_radius,
-        score_thresh=config.score_threshold,
-        nms_thresh=config.nms_iou_threshold,
-        detections_per_img=config.max_detections,
+        **_suppression(config),
         topk_candidates=config.candidates_per_level,
     )
     return _filled(network, ours)
@@ -175,9 +171,7 @@ def _ssd(ours: SSD) -> nn.Module:
         anchors,
         size,
         ours.num_classes + 1,
-        score_thresh=config.score_threshold,
-        nms_thresh=config.nms_iou_threshold,
-        detections_per_img=config.max_detections,
+        **_suppression(config),
         iou_thresh=config.fg_iou_threshold,
         topk_candidates=config.candidates_per_class,
         positive_fraction=1 / (1 + config.negatives_per_positive),
@@ -216,6 +210,15 @@ def _trunk(config: Any, levels: tuple[int, ...], extra: ExtraFPNBlock) -> nn.Mod
     layers = {f"layer{level - 1}": str(index) for index, level in enumerate(levels)}
     channels = [64 * 2 ** (level - 2) for level in levels]
     return BackboneWithFPN(body, layers, channels, config.fpn_channels, extra)
+
+
+def _suppression(config: Any) -> dict[str, Any]:
+    """What detectors of one stage keep, by torchvision's names."""
+    return {
+        "score_thresh": config.score_threshold,
+        "nms_thresh": config.nms_iou_threshold,
+        "detections_per_img": config.max_detections,
+    }
 
 
 def _anchors(sizes: Any, ratios: tuple[float, ...]) -> AnchorGenerator:

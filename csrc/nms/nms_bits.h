@@ -89,7 +89,10 @@ struct PlaneBins {
       xs[used] = A(0.5) * box.x1 + A(0.5) * box.x2;
       ys[used++] = A(0.5) * box.y1 + A(0.5) * box.y2;
     }
-    if (used == 0) xs[used] = ys[used] = A(0), ++used;
+    if (used == 0) {  // nothing overlaps: any bins will do
+      xs[0] = ys[0] = A(0);
+      used = 1;
+    }
     return {Bins<A>(used, xs), Bins<A>(used, ys)};
   }
 };

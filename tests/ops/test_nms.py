@@ -214,7 +214,9 @@ def hidden_by(boxes, i, threshold, overlap):
 
 @pytest.mark.large
 @pytest.mark.parametrize("overlap", ["iou", "diou"])
-@pytest.mark.parametrize(("count", "size"), [(4000, 700), (4000, 100_000), (9000, 2000)])
+@pytest.mark.parametrize(
+    ("count", "size"), [(4000, 700), (4000, 5000), (4000, 100_000), (9000, 2000)]
+)
 def test_many_kept_boxes(device, count, size, overlap):
     """Crowds, sparse, one far from all others; the CPU kernel takes a tree from 8192 boxes on."""
     boxes, scores, idxs = random_boxes(count, size=size, device=device)
@@ -252,7 +254,7 @@ def test_any_scale(device, threshold):
 
 @pytest.mark.parametrize("threshold", [0.0, 0.25, 0.5, 0.875, 1.0])
 @pytest.mark.parametrize(
-    "count", [0, 1, 63, 64, 65, 300, 520, pytest.param(700, marks=pytest.mark.large)]
+    "count", [0, 1, 31, 32, 33, 63, 64, 65, 300, 520, pytest.param(700, marks=pytest.mark.large)]
 )
 def test_sizes(device, count, threshold):
     """Counts around the words of bits and the switch to the radix sort."""
