@@ -13,10 +13,12 @@ from typing import Any
 
 from benchmarks._tables import _table
 from benchmarks.compare_torchvision import LIBRARIES, RUNS
+from pydet.training.config import RunConfig
 
 DOCUMENT = RUNS.parent / "README.md"
+CONFIGS = Path(__file__).parents[1] / "configs/comparison"
 _NAMES = {"retinanet": "RetinaNet", "faster_rcnn": "Faster R-CNN", "fcos": "FCOS", "ssd": "SSD"}
-_DATA = {"bccd": "Blood cells (BCCD)"}
+_DATA = {"bccd": "Blood cells (BCCD)", "aquarium": "Sea animals (Aquarium)"}
 _SEEDS = 3  # of each library, before anything is said of noise
 
 _HEAD = """# Four detectors beside torchvision's
@@ -29,8 +31,8 @@ python -m benchmarks.compare_torchvision configs/comparison/bccd_fcos.toml \\
     --data PATH/bccd --library torchvision --seed 0
 ```
 
-All begin with random weights and learn by one schedule, small enough for one core of a CPU: images
-of 128 x 128 pixels, a ResNet of ten layers with a pyramid of 64 channels, or a quarter of VGG-16's
+All begin with random weights and learn by one schedule a data set, small enough for one core of a
+CPU: small images, a ResNet of ten layers with a pyramid of 64 channels, or a quarter of VGG-16's
 channels (`configs/comparison`). That is not the best that the detectors can do: see
 [bccd](../bccd/README.md).
 
@@ -44,7 +46,8 @@ left:
 
 - Faster R-CNN draws other random numbers for its samples, and torchvision's divides by the sample
   of the batch, pydet's by each image's.
-- Sums are rounded in another order. That is enough for two trainings to end apart.
+- Sums are rounded in another order. That is enough for two trainings to end apart. It decides, too,
+  which default box of SSD an object gets that overlaps several alike.
 - torchvision's Faster R-CNN has deltas of the background, its RetinaNet and FCOS a class for it,
   which starts such that it is never detected: some parameters more.
 - SSD's trunk is pydet's in both, because torchvision's has one width. Anchors, matching, mining,
@@ -88,6 +91,20 @@ def _of(runs: Iterable[dict[str, Any]], key: str) -> list[float]:
     return [run[key] for run in runs]
 
 
+def _schedules(runs: Iterable[dict[str, Any]]) -> list[str]:
+    """One sentence for each size and schedule in the runs' configs: as a rule all have the same."""
+    found = set()
+    for name in {run["config"] for run in runs}:
+        config = RunConfig.read(CONFIGS / name)
+        height, width = config.model.options["preprocessing"]["size"]
+        learning = config.train
+        found.add(
+            f"Images of {height} x {width} pixels, {learning.epochs} epochs in batches of "
+            f"{learning.batch_size}, highest learning rate {learning.learning_rate:g}."
+        )
+    return sorted(found)
+
+
 def _section(data: str, runs: list[dict[str, Any]]) -> list[str]:
     learnt, costs = [], []
     for detector in (name for name in _NAMES if any(run["detector"] == name for run in runs)):
@@ -118,6 +135,8 @@ def _section(data: str, runs: list[dict[str, Any]]) -> list[str]:
     head = ["detector", "seeds", *(f"{m}, {lib}" for m in ("AP", "AP50") for lib in LIBRARIES)]
     return [
         f"## {_DATA[data]}",
+        "",
+        *_schedules(runs),
         "",
         *_table([*head, "AP: pydet less torchvision"], learnt),
         "",

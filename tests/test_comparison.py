@@ -19,7 +19,8 @@ EVERYTHING |= {"roi_fg_fraction": 1.0}
 
 
 def images_and_targets(count):
-    generator = torch.Generator().manual_seed(1)
+    # With some seeds an object overlaps two of SSD's boxes alike: rounding decides which it gets.
+    generator = torch.Generator().manual_seed(2)
     images = [torch.rand(3, 128, 128, generator=generator) for _ in range(count)]
     targets = []
     for index in range(count):
@@ -40,11 +41,12 @@ def models(name, **options):
     ]
 
 
+@pytest.mark.parametrize("data", comparison_report._DATA)
 @pytest.mark.parametrize("detector", comparison_report._NAMES)
-def test_losses_gradients_and_detections_are_equal(detector):
+def test_losses_gradients_and_detections_are_equal(detector, data):
     pytest.importorskip("torchvision", exc_type=ImportError)
     options = EVERYTHING if detector == "faster_rcnn" else {}
-    ours, theirs = models(f"bccd_{detector}", score_threshold=0.005, **options)
+    ours, theirs = models(f"{data}_{detector}", score_threshold=0.005, **options)
     # Faster R-CNN of torchvision divides by the samples of the batch, pydet's by each image's.
     images, targets = images_and_targets(1 if options else 3)
     losses = []
