@@ -57,9 +57,10 @@ The losses of a batch and the detections of an image are equal while the weights
 (`tests/test_comparison.py`).
 
 AP and AP50 are in percent, mean ± standard deviation over seeds; what follows the difference of
-APs is its standard error, and up to two of these are called equal. "Training" is CPU time of one
-core, reading and augmentation included, evaluation left out; other programs ran on the machine
-meanwhile, which makes times rough. "Size" is the file of weights.
+APs is its standard error, and up to two of these are called equal. A detector with an AP of a
+percent or two has hardly begun to learn: there the comparison says little. "Training" is CPU time
+of one core, reading and augmentation included, evaluation left out; other programs ran on the
+machine meanwhile, which makes times rough. "Size" is the file of weights.
 """
 
 
