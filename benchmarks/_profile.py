@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch.autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
 # What a layer of a network is, by parts of the names of torch's operators.
@@ -31,13 +32,24 @@ _LAYERS = {
 REST = "around"
 
 
-def _kind(name: str) -> str:
+def _own_kind(name: str) -> str:
     if name.startswith("pydet::") or "roi_" in name:
         return REST
     for kind, parts in _LAYERS.items():
         if any(part in name for part in parts):
             return kind
     return REST
+
+
+def _kind(event: FunctionEvent) -> str:
+    """Of the outermost layer around an event: what a convolution copies, clears or multiplies."""
+    kind = REST
+    inner: FunctionEvent | None = event
+    while inner is not None:
+        own = _own_kind(inner.name)
+        kind = kind if own == REST else own
+        inner = inner.cpu_parent
+    return kind
 
 
 def profile_call(call: Callable[[], Any], device: torch.device) -> dict[str, Any]:
@@ -58,14 +70,14 @@ def profile_call(call: Callable[[], Any], device: torch.device) -> dict[str, Any
         wall = time.perf_counter() - begin
     seconds: dict[str, float] = defaultdict(float)
     operators: dict[str, float] = defaultdict(float)
-    for event in profiler.key_averages():
+    for event in profiler.events() or ():
         if on_gpu and event.device_type == DeviceType.CUDA:
             continue  # its time stands with the operator that started it
         own = (event.self_device_time_total if on_gpu else event.self_cpu_time_total) * 1e-6
-        kind = _kind(event.key)
+        kind = _kind(event)
         seconds[kind] += own
         if kind == REST:
-            operators[event.key] += own
+            operators[event.name] += own
     if not on_gpu:
         operators["Python and dispatch"] = max(wall - sum(seconds.values()), 0.0)
         seconds[REST] += operators["Python and dispatch"]
