@@ -197,3 +197,24 @@ def test_packed_targets_must_fit_the_batch():
 def test_wrong_settings_are_refused_by_name(field, value):
     with pytest.raises(ValueError, match=f"Preprocessing: {field} must"):
         Preprocessing(**{field: value})
+
+
+def interleaved(image):
+    """The same image in the memory of a file: the three values of a pixel together."""
+    return image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+
+
+@pytest.mark.parametrize("sizes", [((40, 60), (64, 52)), ((64, 64), (64, 64))])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_layout_of_the_images_goes_through_and_changes_no_value(sizes, dtype):
+    images = [image(*size, dtype) for size in sizes]
+    planar, _ = PLAIN.batch(images)
+    files, _ = PLAIN.batch([interleaved(x) for x in images])
+    assert planar.images.is_contiguous()
+    assert files.images.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(files.images, planar.images)
+    mixed, _ = PLAIN.batch([images[0], interleaved(images[1])])
+    assert torch.equal(mixed.images, planar.images)
+    values = PLAIN.normalize(files)
+    assert values.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(values, PLAIN.normalize(planar))

@@ -3,6 +3,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, overload
 
 import torch
@@ -105,10 +106,20 @@ class Detector(nn.Module, ABC):
             )
         if packed is not None:
             packed = self._checked(packed, parameter.device)
+        # In the layout of the weights: else each convolution converts one or the other.
+        pixels = batch.images.contiguous(memory_format=self._memory_format())
+        batch = replace(batch, images=pixels)
         output = self.predict(self.preprocessing.normalize(batch, parameter.dtype))
         if packed is not None:
             return self.losses(output, packed)
         return to_list(self.decode(output, batch.sizes_tensor()), batch)
+
+    def _memory_format(self) -> torch.memory_format:
+        """Of the weights, told by the first kernel: one of several input channels and cells."""
+        kernel = next((p for p in self.parameters() if p.dim() == 4), None)
+        if kernel is None or kernel.is_contiguous():
+            return torch.contiguous_format
+        return torch.channels_last
 
     def _checked(self, targets: PackedTargets, device: torch.device) -> PackedTargets:
         if targets.labels.device.type == "cpu":

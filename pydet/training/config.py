@@ -155,7 +155,12 @@ class TrainConfig:
         "device computes it natively, half the time of 32, else 32",
         choices=("auto", "32", "bf16", "fp16"),
     )
-    channels_last: bool = _option(True, "keep images and weights in channels_last memory format")
+    memory_format: str = _option(
+        "auto",
+        "layout of images and weights: contiguous or channels_last; auto: channels_last but on a "
+        "CPU without AVX-512, whose convolutions have slower gradients then",
+        choices=("auto", "contiguous", "channels_last"),
+    )
     compile: bool = _option(False, "torch.compile the detector's losses")
     sync_batchnorm: bool = _option(
         False, "batch normalisation over all devices' images (CUDA and torchrun only)"

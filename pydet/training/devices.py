@@ -56,6 +56,14 @@ def _native_bf16(cuda: bool) -> str:
     return "bf16" if torch.cpu._is_avx512_bf16_supported() else "32"
 
 
+def memory_format(config: TrainConfig, device: torch.device) -> torch.memory_format:
+    """The layout of weights and images (configs/README.md has the measurement)."""
+    last = config.memory_format == "channels_last"
+    if config.memory_format == "auto":
+        last = device.type == "cuda" or torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return torch.channels_last if last else torch.contiguous_format
+
+
 def _torchrun_sizes() -> tuple[int, int]:
     """Processes in all, and on this machine."""
     world_size = int(os.environ.get("WORLD_SIZE", "1"))

@@ -14,7 +14,7 @@ Lightning Fabric places the model, casts and synchronises. The loop's own promis
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -30,7 +30,13 @@ from pydet.training import report
 from pydet.training.batches import Sample, Transform, load_batches
 from pydet.training.checkpoint import LAST, PREVIOUS, seed_everything
 from pydet.training.config import RunConfig, TrainConfig
-from pydet.training.devices import StopRequest, default_workers, gather, make_fabric
+from pydet.training.devices import (
+    StopRequest,
+    default_workers,
+    gather,
+    make_fabric,
+    memory_format,
+)
 from pydet.training.ema import WeightAverage
 from pydet.training.logging import RunLog
 from pydet.training.results import Results
@@ -181,8 +187,8 @@ class _Trainer:
 
     def _place(self, model: Detector) -> Detector:
         model = model.to(self.device)
-        if self.config.channels_last:
-            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        layout = memory_format(self.config, self.device)
+        model = model.to(memory_format=layout)  # type: ignore[call-overload]
         if self.config.sync_batchnorm and self.fabric.world_size > 1:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         return model.train()
@@ -295,7 +301,7 @@ class _Trainer:
             group["lr"] = rate
         for piece in range(config.accumulate):
             images, targets = next(batches)
-            images = self._to_device(images)
+            images = images.to(self.device, non_blocking=True)
             targets = targets.to(self.device, non_blocking=True)
             more = piece + 1 < config.accumulate
             with self.fabric.no_backward_sync(self.module, enabled=more):
@@ -317,13 +323,6 @@ class _Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         if self.average:
             self.average.update(self.detector)
-
-    def _to_device(self, batch: ImageBatch) -> ImageBatch:
-        batch = batch.to(self.device, non_blocking=True)
-        if not self.config.channels_last:
-            return batch
-        images = batch.images.contiguous(memory_format=torch.channels_last)
-        return replace(batch, images=images)
 
     def _write_log(self) -> None:
         """Bring the losses of all processes together and write them."""

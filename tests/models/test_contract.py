@@ -303,3 +303,20 @@ def test_decoding_is_traced_whole(model):
         output = model.predict(torch.randn(2, 3, 64, 96))
         for a, b in zip(model.decode(output, sizes), compiled(output, sizes), strict=True):
             torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_network_sees_images_in_the_layout_of_its_weights(shared, monkeypatch, memory_format):
+    model = copy.deepcopy(shared).eval().to(memory_format=memory_format)
+    seen = []
+    predict = model.predict
+
+    def look(pixels):
+        seen.append(pixels.is_contiguous(memory_format=memory_format))
+        return predict(pixels)
+
+    monkeypatch.setattr(model, "predict", look)
+    pixels = images()
+    model(pixels)
+    model([x.permute(1, 2, 0).contiguous().permute(2, 0, 1) for x in pixels])
+    assert seen == [True, True]

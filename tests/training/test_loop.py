@@ -308,7 +308,7 @@ def test_automatic_precision_is_one_of_its_two(drawn, tmp_path):
 
 def test_other_settings_run(drawn, tmp_path):
     result = run(
-        drawn, tmp_path, precision="bf16", ema_decay=0, channels_last=False, clip_norm=0,
+        drawn, tmp_path, precision="bf16", ema_decay=0, memory_format="contiguous", clip_norm=0,
         schedule="step", step_epochs=(1, 2), eval_every=2, threads=1,
     )  # fmt: skip
     assert result.steps == 12
