@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import re
+import subprocess
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -45,12 +46,24 @@ def _version(package: str) -> str | None:
         return None
 
 
+def _commit() -> str | None:
+    """Of the pydet that was measured; None outside of a checkout."""
+    folder = Path(pydet.__file__).parent
+    command = ("git", "-C", str(folder), "rev-parse", "--short", "HEAD")
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return run.stdout.strip()
+
+
 def about(device: torch.device) -> dict[str, Any]:
     """The machine and the versions that a result belongs to."""
     extension = _library.extension
     return {
         "machine": machine_name(device),
         "pydet": pydet.__version__,
+        "commit": _commit(),
         "torch": torch.__version__,
         "torchvision": _version("torchvision"),
         "cpu_path": None if extension is None else extension.cpu_isa(),

@@ -4,6 +4,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from benchmarks._profile import REST
+
 # The workloads that the operators are built for: (benchmark, case).
 MAIN = (
     ("box_iou", "box_iou 100 x 100000"),
@@ -166,21 +168,29 @@ def training_table(results: list[dict[str, Any]]) -> list[str]:
     return _table(("step", "threads", "time", "MB", "around", "share of the step"), rows)
 
 
-def models_table(results: list[dict[str, Any]]) -> list[str]:
-    """Shares of a step and of a detection, and what is dearest of the rest."""
-    kinds = sorted({kind for result in results for kind in result["shares"]})
+def models_table(results: list[dict[str, Any]], before: dict[str, Any] | None) -> list[str]:
+    """Shares of a step and of a detection, and what is dearest of the rest; earlier ones beside."""
+    kinds = sorted({kind for result in results for kind in result["shares"]} - {REST})
+    earlier = {result["case"]: result for result in before["results"]} if before else {}
     rows = []
     for result in results:
-        dearest = list(result["around_ms"].items())[:4]
-        rows.append(
-            [
-                result["case"],
-                time_text(result["seconds"] * 1e3),
-                *(f"{result['shares'].get(kind, 0):.1%}" for kind in kinds),
-                ", ".join(f"`{name[:40]}` {time_text(ms)}" for name, ms in dearest),
-            ]
-        )
-    return _table(("call", "time", *kinds, "the dearest around the layers"), rows)
+        dearest = list(result["around_ms"].items())[:3]
+        row = [result["case"], time_text(result["seconds"] * 1e3)]
+        row += [f"{result['shares'].get(kind, 0):.1%}" for kind in kinds]
+        row.append(_around(result))
+        if before:
+            was = earlier.get(result["case"])
+            row.append("" if was is None else _around(was))
+        row.append(", ".join(f"`{name[:40]}` {time_text(ms)}" for name, ms in dearest))
+        rows.append(row)
+    head = ["call", "time", *kinds, REST]
+    head += [f"{REST}, at {before['commit']}"] if before else []
+    return _table([*head, "the dearest around the layers"], rows)
+
+
+def _around(result: dict[str, Any]) -> str:
+    share = result["shares"].get(REST, 0)
+    return f"{time_text(share * result['seconds'] * 1e3)}: {share:.1%}"
 
 
 def loading_table(results: list[dict[str, Any]]) -> list[str]:

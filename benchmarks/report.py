@@ -4,6 +4,7 @@
 The same results give the same bytes; tests/test_benchmarks.py holds the document to them.
 """
 
+import functools
 import hashlib
 import json
 import sys
@@ -23,7 +24,7 @@ from benchmarks._tables import (
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
 PLOTS = DOCUMENT.parent / "performance"
 # Results that are not of operators, with tables of their own.
-_OTHERS = ("overhead", "models", "training_step", "data_loading")
+_OTHERS = ("overhead", "models", "models_before", "training_step", "data_loading")
 
 _HEAD = """# Performance
 
@@ -87,12 +88,13 @@ def document(root: Path = RESULTS) -> str:
     lines = [_HEAD]
     for folder in sorted(path for path in root.iterdir() if path.is_dir()):
         results = load(folder)
+        work_around = functools.partial(models_table, before=results.get("models_before"))
         lines += [f"## {next(iter(results.values()))['machine']}", "", _machine(results), ""]
         lines += main_table(results)
         for name, title, table in (
             ("overhead", "A call on next to nothing", overhead_table),
             ("training_step", "A training step beside torchvision's detectors", training_table),
-            ("models", "The work around the layers", models_table),
+            ("models", "The work around the layers", work_around),
             ("data_loading", "Reading images", loading_table),
         ):
             if name in results:
