@@ -22,6 +22,7 @@ from pydet.training import (
     train,
 )
 from pydet.training.checkpoint import seed_everything
+from pydet.training.devices import memory_format
 from pydet.training.logging import read_log
 from tests.training import tiny_detector  # noqa: F401 - registers "tiny"
 
@@ -304,6 +305,22 @@ def test_automatic_precision_is_one_of_its_two(drawn, tmp_path):
     native = "bf16" if torch.cpu._is_avx512_bf16_supported() else "32"
     run(drawn, tmp_path / "named", epochs=1, precision=native, val=False)
     assert_same_bits(weights(tmp_path / "auto"), weights(tmp_path / "named"))
+
+
+@pytest.mark.parametrize(
+    ("setting", "device", "capability", "expected"),
+    [
+        ("contiguous", "cuda", "AVX512", torch.contiguous_format),
+        ("channels_last", "cpu", "DEFAULT", torch.channels_last),
+        ("auto", "cuda", "AVX2", torch.channels_last),
+        ("auto", "cpu", "AVX512", torch.channels_last),
+        ("auto", "cpu", "AVX2", torch.contiguous_format),
+    ],
+)
+def test_layout_is_chosen_by_the_machine(monkeypatch, setting, device, capability, expected):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    config = TrainConfig(memory_format=setting)
+    assert memory_format(config, torch.device(device)) is expected
 
 
 def test_other_settings_run(drawn, tmp_path):
