@@ -33,7 +33,7 @@ REST = "around"
 
 
 def _own_kind(name: str) -> str:
-    if name.startswith("pydet::") or "roi_" in name:
+    if "pydet" in name or "roi_" in name:
         return REST
     for kind, parts in _LAYERS.items():
         if any(part in name for part in parts):
@@ -44,11 +44,11 @@ def _own_kind(name: str) -> str:
 def _kind(event: FunctionEvent) -> str:
     """Of the outermost layer around an event: what a convolution copies, clears or multiplies."""
     kind = REST
-    inner: FunctionEvent | None = event
-    while inner is not None:
-        own = _own_kind(inner.name)
+    outer: FunctionEvent | None = event
+    while outer is not None:
+        own = _own_kind(outer.name)
         kind = kind if own == REST else own
-        inner = inner.cpu_parent
+        outer = outer.cpu_parent
     return kind
 
 

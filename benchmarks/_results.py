@@ -47,14 +47,18 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """Of the pydet that was measured; None outside of a checkout."""
-    folder = Path(pydet.__file__).parent
-    command = ("git", "-C", str(folder), "rev-parse", "--short", "HEAD")
-    try:
-        run = subprocess.run(command, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
+    """Of the pydet that was measured, marked where it was changed; None outside of a checkout."""
+    folder = Path(pydet.__file__).parents[1]
+    if not (folder / ".git").exists():
         return None
-    return run.stdout.strip()
+
+    def git(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = ("git", "-C", str(folder), *arguments)
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    commit = git("rev-parse", "--short", "HEAD").stdout.strip()
+    changed = git("diff", "--quiet", "HEAD", "--", "pydet", "csrc").returncode
+    return commit + "-changed" * bool(changed)
 
 
 def about(device: torch.device) -> dict[str, Any]:

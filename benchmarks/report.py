@@ -125,14 +125,16 @@ def plot(name: str, content: dict[str, Any], path: Path) -> None:
     colours = {"pydet": "black", "torchvision": "C1", "compile": "C0", "eager": "C7", "copy": "C2"}
     for axis in axes.flat[len(curves) :]:
         axis.set_visible(False)
+    lines = {}
     for axis, (title, points) in zip(axes.flat, curves.items(), strict=False):
         for contender, colour in colours.items():
             known = [p for p in points if contender in p["times"]]
-            axis.loglog(
+            if not known:
+                continue
+            (lines[contender],) = axis.loglog(
                 [p["size"] for p in known],
                 [p["times"][contender]["median_ms"] for p in known],
                 color=colour,
-                label=contender,
                 marker=".",
                 linewidth=2 if contender == "pydet" else 1,
                 linestyle=":" if contender == "copy" else "-",
@@ -142,7 +144,8 @@ def plot(name: str, content: dict[str, Any], path: Path) -> None:
         axis.minorticks_off()  # they are most of a file
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel("ms", fontsize=8)
-    axes[0][0].legend(fontsize=7)
+    shown = [name for name in colours if name in lines]
+    axes[0][0].legend([lines[name] for name in shown], shown, fontsize=7)
     path.parent.mkdir(parents=True, exist_ok=True)
     about = {"Date": None, "Creator": "pydet", "Description": digest(content)}
     figure.savefig(path, metadata=about)

@@ -233,8 +233,12 @@ class Preprocessing:
         # torch resizes bytes on the CPU only, and, to a width of one pixel, wrongly.
         is_exact = image.is_floating_point() or (image.device.type == "cpu" and size[1] > 1)
         values = image if is_exact else image.float()
-        # torch lays out the result as the batch is, and the stride of image[None] says nothing.
-        batch = values.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
+        # torch lays out the result as the batch is, but image[None] has the strides of neither
+        # layout. One pixel wide, it takes planar results for channels_last ones: nothing said then.
+        if size[1] == 1:
+            batch = values[None]
+        else:
+            batch = values.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
         values = F.interpolate(
             batch, size, mode="bilinear", align_corners=False, antialias=self.antialias
         )[0]

@@ -14,7 +14,7 @@ from benchmarks._harness import Case, measure
 from benchmarks._memory import can_measure, peak_extra_memory, result_bytes
 from benchmarks._profile import REST, profile_call
 from benchmarks._results import RESULTS
-from benchmarks._tables import MAIN, time_text
+from benchmarks._tables import MAIN, models_table, time_text
 from benchmarks._timing import paired_ratio, sample, summary
 
 CPU = torch.device("cpu")
@@ -105,7 +105,21 @@ def test_layers_and_the_rest_are_told_apart():
     assert {"convolution", "normalisation", REST} <= found["by_kind"].keys()
     assert "aten::sort" in found["around_by_operator"]
     assert not any("conv" in name for name in found["around_by_operator"])
+    inside = profile_call(lambda: layers(x), CPU)["around_by_operator"].keys()
+    assert not {"aten::empty", "aten::empty_like"} & inside, "a layer's own results are the layer's"
     assert sum(found["by_kind"].values()) == pytest.approx(found["seconds"], rel=0.05)
+
+
+def test_the_work_around_the_layers_stands_beside_what_it_was():
+    def result(case, share):
+        return {"case": case, "seconds": 2.0, "shares": {REST: share}, "around_ms": {"sort": 5.0}}
+
+    now = [result("a", 0.01), result("b", 0.02)]
+    assert "20 ms: 1.0%" in models_table(now, None)[2]
+    head, _, first, second = models_table(now, {"commit": "abc", "results": [result("a", 0.05)]})
+    assert "at abc" in head
+    assert "20 ms: 1.0% | 100 ms: 5.0% |" in first
+    assert "40 ms: 2.0% |  |" in second
 
 
 @pytest.mark.parametrize("name", command.names())

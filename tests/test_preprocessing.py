@@ -218,3 +218,14 @@ def test_layout_of_the_images_goes_through_and_changes_no_value(sizes, dtype):
     values = PLAIN.normalize(files)
     assert values.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(values, PLAIN.normalize(planar))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize("width", [1, 9])
+@pytest.mark.parametrize("size", [(40, 1), (5, 1), (20, 2), (70, 30)])
+def test_layout_does_not_change_how_an_image_is_resized(dtype, width, size):
+    x = image(50, width, dtype)
+    to_size = Preprocessing(resize="fixed", size=size)
+    planar, _ = to_size.resize_sample(x)
+    same, _ = to_size.resize_sample(interleaved(x))
+    assert torch.equal(same, planar)

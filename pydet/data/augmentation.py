@@ -207,7 +207,7 @@ def crop(image: Tensor, target: Target, patch: Sequence[int]) -> Sample:
     if "area" in target:
         whole = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(dim=1)
         cut["area"] = target["area"] * (sides.prod(dim=1) / whole.clamp(min=1e-6))
-    return image[:, y1:y2, x1:x2].contiguous(), select_boxes(cut, keep)
+    return image[:, y1:y2, x1:x2].clone(), select_boxes(cut, keep)
 
 
 class RandomZoomOut:

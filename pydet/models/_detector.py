@@ -115,11 +115,11 @@ class Detector(nn.Module, ABC):
         return to_list(self.decode(output, batch.sizes_tensor()), batch)
 
     def _memory_format(self) -> torch.memory_format:
-        """Of the weights, told by the first kernel: one of several input channels and cells."""
-        kernel = next((p for p in self.parameters() if p.dim() == 4), None)
-        if kernel is None or kernel.is_contiguous():
-            return torch.contiguous_format
-        return torch.channels_last
+        """Of the weights; kernels of one cell or one input channel are in both, and say nothing."""
+        last = torch.channels_last
+        kernels = (p for p in self.parameters() if p.dim() == 4 and not p.is_contiguous())
+        is_last = any(kernel.is_contiguous(memory_format=last) for kernel in kernels)
+        return last if is_last else torch.contiguous_format
 
     def _checked(self, targets: PackedTargets, device: torch.device) -> PackedTargets:
         if targets.labels.device.type == "cpu":

@@ -4,6 +4,7 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning_fabric import Fabric
 from lightning_fabric.wrappers import _FabricOptimizer
 
@@ -95,6 +96,13 @@ class TrainState:
         self.optimizer.load_state_dict(state["optimizer"])
         for group, setting in zip(self.optimizer.param_groups, settings, strict=True):
             group.update(setting)
+        # Fused steps walk through memory: moments in the layout of their weights, whatever it was.
+        for group in self.optimizer.param_groups:
+            for weight in group["params"]:
+                moments = self.optimizer.state.get(weight, {})
+                for name, value in moments.items():
+                    if isinstance(value, torch.Tensor) and value.shape == weight.shape:
+                        moments[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
         if state["precision"]:
             self.fabric.strategy.precision.load_state_dict(state["precision"])
         self.position, self.step = state["position"], state["step"]

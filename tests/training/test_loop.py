@@ -167,6 +167,28 @@ def test_epochs_and_batch_size_may_change_on_resume(drawn, tmp_path):
     assert images == [4, 8, 12, 16, 20, 24, 28, 32, 39, 46, 53, 60]
 
 
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize(("before", "after"), [tuple(LAYOUTS), tuple(LAYOUTS)[::-1]])
+def test_layout_may_change_on_resume(drawn, tmp_path, optimizer, before, after, monkeypatch):
+    # Dropout draws its numbers in the order of the memory.
+    changes = {"optimizer": optimizer, "learning_rate": 0.01, "options": {"dropout": 0.0}}
+    run(drawn, tmp_path / "whole", epochs=2, memory_format=after, **changes)
+    stop_after(monkeypatch, 4)
+    run(drawn, tmp_path / "parts", epochs=2, memory_format=before, **changes)
+    monkeypatch.undo()
+    run(drawn, tmp_path / "parts", epochs=2, memory_format=after, resume=True, **changes)
+    assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "whole"), rel=1e-3)
+    for folder in ("whole", "parts"):
+        state = load_checkpoint(tmp_path / folder / "last.ckpt")
+        for tensors in (state["model"], state["average"]["model"]):
+            kernel = tensors["trunk.0.weight"]
+            assert kernel.is_contiguous(memory_format=LAYOUTS[after])
+            assert not kernel.is_contiguous(memory_format=LAYOUTS[before])
+
+
 def test_a_finished_training_is_left_as_it_is(drawn, tmp_path):
     run(drawn, tmp_path, epochs=1)
     before = weights(tmp_path)
