@@ -223,10 +223,10 @@ class TurnedSums {
   int64_t opened_ = 0, closed_ = 0;
 };
 
-// Calls body(state, task) for each task below `count`, with one State a thread that takes part.
+// Calls body(state, task) for each task below `count`, on at most `threads`, each with a State.
 template <class State, class Body>
-void parallel_tasks(int64_t count, const Body& body) {
-  std::vector<State> states(std::min(num_threads(), count));
+void parallel_tasks(int64_t threads, int64_t count, const Body& body) {
+  std::vector<State> states(std::min(threads, count));
   parallel_workers(static_cast<int64_t>(states.size()), count, 1,
                    [&](int64_t worker, int64_t task, int64_t) { body(states[worker], task); });
 }

@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "common/parallel_for.h"
+#include "common/roi_threads.h"
 #include "ps_roi/ps_roi.h"
 
 namespace pydet {
@@ -127,7 +128,8 @@ void ps_roi(const PsRoiParams<acc_t<T>>& params, const T* input, T* out) {
   const int64_t cells = params.height * params.width;
   const Strides from = strides_of(params.channels_last, params.channels, cells);
   const Strides to = strides_of(params.channels_last, out_channels, bins);
-  parallel_for(params.num_rois, kRois, [&](int64_t begin, int64_t end) {
+  const int64_t threads = roi_threads(params, cells);
+  parallel_workers(threads, params.num_rois, kRois, [&](int64_t, int64_t begin, int64_t end) {
     Tables<A> tables;
     std::vector<Cell<A>> bin_cells;
     for (int64_t r = begin; r < end; ++r) {
@@ -168,7 +170,8 @@ void ps_roi_backward(const PsRoiParams<acc_t<T>>& params, const T* grad_out, acc
     std::fill(grad_input + begin, grad_input + end, A(0));
   });
   const int64_t block = (params.channels + kBlocks - 1) / kBlocks;
-  parallel_for(params.batch * kBlocks, 1, [&](int64_t task, int64_t) {
+  const int64_t threads = roi_threads(params, cells);
+  parallel_workers(threads, params.batch * kBlocks, 1, [&](int64_t, int64_t task, int64_t) {
     const int64_t image = task / kBlocks, first = task % kBlocks * block;
     Tables<A> tables;
     for (int64_t r = 0; r < params.num_rois; ++r) {

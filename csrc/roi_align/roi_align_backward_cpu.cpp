@@ -242,20 +242,22 @@ void roi_align_backward(const RoiAlignParams<acc_t<T>>& params, const T* grad_ou
   int64_t begin = 0;
   do {
     const RoiPlan<acc_t<T>> plan(params, begin, std::min(begin + kPlannedRois, params.num_rois));
-    parallel_tasks<Workspace>(params.num_levels * params.batch * blocks, [&](Workspace& work,
-                                                                             int64_t task) {
-      const int64_t c = task % blocks * block;
-      const Target target{static_cast<int>(task / blocks / params.batch),
-                          task / blocks % params.batch, c, std::min(block, params.channels - c),
-                          begin == 0};
-      const int64_t cells = params.levels[target.level].height * params.levels[target.level].width;
-      acc_t<T>* map = grad_features.data[target.level] + target.image * params.channels * cells;
-      if (params.channels_last) {
-        add_to_interleaved(params, plan, target, grad_out, work.spread, map + c);
-      } else {
-        add_to_planes(params, plan, target, grad_out, work, map + c * cells);
-      }
-    });
+    parallel_tasks<Workspace>(
+        threads_of(params), params.num_levels * params.batch * blocks,
+        [&](Workspace& work, int64_t task) {
+          const int64_t c = task % blocks * block;
+          const Target target{static_cast<int>(task / blocks / params.batch),
+                              task / blocks % params.batch, c, std::min(block, params.channels - c),
+                              begin == 0};
+          const int64_t cells =
+              params.levels[target.level].height * params.levels[target.level].width;
+          acc_t<T>* map = grad_features.data[target.level] + target.image * params.channels * cells;
+          if (params.channels_last) {
+            add_to_interleaved(params, plan, target, grad_out, work.spread, map + c);
+          } else {
+            add_to_planes(params, plan, target, grad_out, work, map + c * cells);
+          }
+        });
     begin += kPlannedRois;
   } while (begin < params.num_rois);
 }

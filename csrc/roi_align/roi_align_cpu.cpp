@@ -178,7 +178,8 @@ void align_planar(const RoiAlignParams<acc_t<T>>& params, const RoiPlan<acc_t<T>
   const int64_t num_pieces = static_cast<int64_t>(pieces.size());
   // Tasks that read the same planes follow each other.
   parallel_tasks<typename AlignTurned<T>::Workspace>(
-      num_pieces * blocks, [&](typename AlignTurned<T>::Workspace& work, int64_t task) {
+      threads_of(params), num_pieces * blocks,
+      [&](typename AlignTurned<T>::Workspace& work, int64_t task) {
         const auto [first, last] = pieces[task % num_pieces];
         const int64_t c = task / num_pieces * block, lanes = std::min(block, params.channels - c);
         const PlannedRoi<A>& roi = plan[first];
@@ -208,7 +209,7 @@ void align_interleaved(const RoiAlignParams<acc_t<T>>& params, const RoiPlan<acc
   const int64_t size = params.pooled_height * params.pooled_width * params.channels;
   const int64_t columns = AlignInterleaved<T>::kMany * Lanes<A>::kCount * plan.most_columns();
   const int64_t tasks = (plan.size() + kInterleavedRois - 1) / kInterleavedRois;
-  parallel_tasks<Scratch<A>>(tasks, [&](Scratch<A>& sums, int64_t task) {
+  parallel_tasks<Scratch<A>>(threads_of(params), tasks, [&](Scratch<A>& sums, int64_t task) {
     const int64_t first = task * kInterleavedRois;
     for (int64_t i = first; i < std::min(first + kInterleavedRois, plan.size()); ++i) {
       const PlannedRoi<A>& roi = plan[i];

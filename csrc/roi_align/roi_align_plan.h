@@ -11,6 +11,7 @@
 
 #include "common/channel_block.h"
 #include "common/parallel_for.h"
+#include "common/roi_threads.h"
 #include "roi_align/roi_align_place.h"
 
 namespace pydet {
@@ -135,6 +136,14 @@ PlannedRoi<A> plan_roi(const RoiAlignParams<A>& params, int64_t r, bool slopes) 
   plan_axis(place.x, level.width, roi_tangent_x(params, r), slopes, roi, roi.columns);
   if (roi.rows.empty() || roi.columns.empty()) roi.image = -1;
   return roi;
+}
+
+template <class A>
+int64_t threads_of(const RoiAlignParams<A>& params) {
+  int64_t cells = 0;
+  for (int i = 0; i < params.num_levels; ++i)
+    cells += params.levels[i].height * params.levels[i].width;
+  return roi_threads(params, cells);
 }
 
 // The RoIs [begin, end) of a call, in the order of level, image, band of rows and first column:

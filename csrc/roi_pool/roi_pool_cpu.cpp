@@ -7,6 +7,7 @@
 #include "common/isa.h"
 #include "common/lanes.h"
 #include "common/parallel_for.h"
+#include "common/roi_threads.h"
 #include "roi_pool/roi_pool.h"
 #include "roi_pool/roi_pool_channels.h"
 
@@ -223,18 +224,20 @@ void pool_all(const RoiPoolParams<acc_t<T>>& params, const T* input, const T* va
   const int64_t chunks = (params.num_rois + kRois - 1) / kRois;
   const int64_t blocks = (params.channels + kChannels - 1) / kChannels;
   const std::vector<int64_t> order = order_of(params);
+  const int64_t threads = roi_threads(params, params.height * params.width);
   // Tasks that read the same channels follow each other.
-  parallel_tasks<PoolWorkspace<T>>(blocks * chunks, [&](PoolWorkspace<T>& work, int64_t task) {
-    const int64_t begin = task % chunks * kRois, end = std::min(begin + kRois, params.num_rois);
-    const int64_t channel = task / chunks * kChannels;
-    const Piece<T> piece{&params,
-                         order.data() + begin,
-                         order.data() + end,
-                         channel,
-                         std::min(kChannels, params.channels - channel),
-                         input};
-    run_on_best_isa<RoiPoolForward<T>>(&piece, values, &work, out);
-  });
+  parallel_tasks<PoolWorkspace<T>>(
+      threads, blocks * chunks, [&](PoolWorkspace<T>& work, int64_t task) {
+        const int64_t begin = task % chunks * kRois, end = std::min(begin + kRois, params.num_rois);
+        const int64_t channel = task / chunks * kChannels;
+        const Piece<T> piece{&params,
+                             order.data() + begin,
+                             order.data() + end,
+                             channel,
+                             std::min(kChannels, params.channels - channel),
+                             input};
+        run_on_best_isa<RoiPoolForward<T>>(&piece, values, &work, out);
+      });
 }
 
 }  // namespace
@@ -255,6 +258,7 @@ void roi_pool_backward(const RoiPoolParams<acc_t<T>>& params, const T* input, co
                        acc_t<T>* grad_input) {
   constexpr int64_t kChannels = ChannelBlock<acc_t<T>>::kChannels;
   const int64_t blocks = (params.channels + kChannels - 1) / kChannels;
+  const int64_t threads = roi_threads(params, params.height * params.width);
   const std::vector<int64_t> order = order_of(params);
   std::vector<int64_t> begins;  // of each image's RoIs; those of no image come first
   for (int64_t image = 0; image <= params.batch; ++image) {
@@ -263,18 +267,19 @@ void roi_pool_backward(const RoiPoolParams<acc_t<T>>& params, const T* input, co
     });
     begins.push_back(at - order.begin());
   }
-  parallel_tasks<PoolWorkspace<T>>(params.batch * blocks, [&](PoolWorkspace<T>& work,
-                                                              int64_t task) {
-    const int64_t image = task / blocks, channel = task % blocks * kChannels;
-    const Piece<T> piece{&params,
-                         order.data() + begins[image],
-                         order.data() + begins[image + 1],
-                         channel,
-                         std::min(kChannels, params.channels - channel),
-                         input};
-    run_on_best_isa<RoiPoolBackward<T>>(
-        &piece, grad_out, &work, grad_input + piece.offset(image, params.height * params.width));
-  });
+  parallel_tasks<PoolWorkspace<T>>(
+      threads, params.batch * blocks, [&](PoolWorkspace<T>& work, int64_t task) {
+        const int64_t image = task / blocks, channel = task % blocks * kChannels;
+        const Piece<T> piece{&params,
+                             order.data() + begins[image],
+                             order.data() + begins[image + 1],
+                             channel,
+                             std::min(kChannels, params.channels - channel),
+                             input};
+        run_on_best_isa<RoiPoolBackward<T>>(
+            &piece, grad_out, &work,
+            grad_input + piece.offset(image, params.height * params.width));
+      });
 }
 
 template void roi_pool(const RoiPoolParams<float>&, const float*, float*);

@@ -82,7 +82,7 @@ int main() {
     test_size(1, 1, 5, 1, false, last);
     test_size(1, 0, 5, 1, false, last);
     for (int64_t ratio : {-1, 2}) {
-      test_size(2, 13, 21, ratio, true, last);
+      test_size(6, 13, 21, ratio, true, last);  // work for several threads
       test_size(1, 1, 5, ratio, true, last);
       test_size(1, 0, 5, ratio, true, last);
     }

@@ -482,7 +482,7 @@ CASES: tuple[OpCase, ...] = (
         _map_and_rois,
         arguments={"output_size": (3, 1), "spatial_scale": 0.25},
         gradients=("input",),
-        many=200,
+        many=1500,
         deterministic="switched",
     ),
     OpCase(
@@ -491,7 +491,7 @@ CASES: tuple[OpCase, ...] = (
         call=lambda input, boxes: ops.ps_roi_align(input, [boxes, boxes[:2]], (1, 3), 0.25, 2),
         variant="list",
         gradients=("input",),
-        many=200,
+        many=1500,
         deterministic="switched",
     ),
     OpCase(
@@ -499,7 +499,7 @@ CASES: tuple[OpCase, ...] = (
         _map_and_rois,
         arguments={"output_size": (3, 1), "spatial_scale": 0.25},
         gradients=("input",),
-        many=200,
+        many=1500,
         deterministic="switched",
     ),
     OpCase(
@@ -507,7 +507,7 @@ CASES: tuple[OpCase, ...] = (
         _module_map_and_rois,
         call=ops.PSRoIAlign((1, 3), 0.25, 2),
         gradients=("input",),
-        many=200,
+        many=1500,
         deterministic="switched",
     ),
     OpCase(
@@ -515,7 +515,7 @@ CASES: tuple[OpCase, ...] = (
         _module_map_and_rois,
         call=ops.PSRoIPool((1, 3), 0.25),
         gradients=("input",),
-        many=200,
+        many=1500,
         deterministic="switched",
     ),
     OpCase(
@@ -553,7 +553,7 @@ CASES: tuple[OpCase, ...] = (
         _map_and_rois,
         arguments={"output_size": (3, 2), "spatial_scale": 0.25},
         gradients=("input",),
-        many=200,
+        many=1500,
         deterministic="switched",
         tolerance=1e-6,
     ),
@@ -563,7 +563,7 @@ CASES: tuple[OpCase, ...] = (
         call=lambda input, boxes: ops.roi_pool(input, [boxes, boxes[:2]], 2, 0.25),
         variant="list",
         gradients=("input",),
-        many=200,
+        many=1500,
         deterministic="switched",
         tolerance=1e-6,
     ),
