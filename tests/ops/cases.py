@@ -33,6 +33,7 @@ class OpCase:
             must keep away from the kinks of the function (ties, borders) for numeric gradients.
         dtypes: Floating dtypes that the tensors may have, float32 first.
         many: A size large enough to be shared by several threads.
+        for_threads: The same for the CPU, where that takes more than other tests need; 0: ``many``.
         deterministic: "always", or "switched": on a GPU the same bits run to run only under
             ``torch.use_deterministic_algorithms(True)``.
         tolerance: Relative and absolute error that results in float32 may have against float64;
@@ -48,6 +49,7 @@ class OpCase:
     gradients: tuple[str, ...] = ()
     dtypes: tuple[torch.dtype, ...] = DTYPES
     many: int = 3000
+    for_threads: int = 0
     deterministic: Literal["always", "switched"] = "always"
     tolerance: float = 1e-4
     export: bool = True
@@ -482,7 +484,8 @@ CASES: tuple[OpCase, ...] = (
         _map_and_rois,
         arguments={"output_size": (3, 1), "spatial_scale": 0.25},
         gradients=("input",),
-        many=1500,
+        many=200,
+        for_threads=1500,
         deterministic="switched",
     ),
     OpCase(
@@ -491,7 +494,8 @@ CASES: tuple[OpCase, ...] = (
         call=lambda input, boxes: ops.ps_roi_align(input, [boxes, boxes[:2]], (1, 3), 0.25, 2),
         variant="list",
         gradients=("input",),
-        many=1500,
+        many=200,
+        for_threads=1500,
         deterministic="switched",
     ),
     OpCase(
@@ -499,7 +503,8 @@ CASES: tuple[OpCase, ...] = (
         _map_and_rois,
         arguments={"output_size": (3, 1), "spatial_scale": 0.25},
         gradients=("input",),
-        many=1500,
+        many=200,
+        for_threads=1500,
         deterministic="switched",
     ),
     OpCase(
@@ -507,7 +512,8 @@ CASES: tuple[OpCase, ...] = (
         _module_map_and_rois,
         call=ops.PSRoIAlign((1, 3), 0.25, 2),
         gradients=("input",),
-        many=1500,
+        many=200,
+        for_threads=1500,
         deterministic="switched",
     ),
     OpCase(
@@ -515,7 +521,8 @@ CASES: tuple[OpCase, ...] = (
         _module_map_and_rois,
         call=ops.PSRoIPool((1, 3), 0.25),
         gradients=("input",),
-        many=1500,
+        many=200,
+        for_threads=1500,
         deterministic="switched",
     ),
     OpCase(
@@ -553,7 +560,8 @@ CASES: tuple[OpCase, ...] = (
         _map_and_rois,
         arguments={"output_size": (3, 2), "spatial_scale": 0.25},
         gradients=("input",),
-        many=1500,
+        many=200,
+        for_threads=1500,
         deterministic="switched",
         tolerance=1e-6,
     ),
@@ -563,7 +571,8 @@ CASES: tuple[OpCase, ...] = (
         call=lambda input, boxes: ops.roi_pool(input, [boxes, boxes[:2]], 2, 0.25),
         variant="list",
         gradients=("input",),
-        many=1500,
+        many=200,
+        for_threads=1500,
         deterministic="switched",
         tolerance=1e-6,
     ),

@@ -262,7 +262,7 @@ def threads(count: int) -> Iterator[None]:
 @pytest.mark.large
 @each_case
 def test_any_number_of_threads_gives_the_same_bits(case: OpCase):
-    tensors = case.tensors(case.many)
+    tensors = case.tensors(case.for_threads or case.many)
     results = []
     for count in (1, 2, 3):
         with threads(count):
