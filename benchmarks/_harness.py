@@ -3,9 +3,10 @@
 
 Contenders are timed in turn, one sample each a round, so that whatever disturbs the machine
 disturbs all; ratios are medians over rounds of the ratio in one round. A copy of the same number of
-bytes is a contender too: it is the speed that the memory allows. Where a case says how many
+bytes is a contender too: it is the speed that the memory allows. So is new memory of the results'
+size, filled once: what no call that returns so much can be faster than. Where a case says how many
 multiply-adds or exponentials it needs, torch's own matrix product or exp, on data that stay in the
-cache, is another: the speed that the arithmetic allows. The slower of the two binds.
+cache, is another: the speed that the arithmetic allows. The slowest of them binds.
 """
 
 import functools
@@ -16,7 +17,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from benchmarks._memory import can_measure, peak_extra_memory, result_bytes
+from benchmarks._memory import (
+    advise_huge_pages,
+    can_measure,
+    peak_extra_memory,
+    result_bytes,
+)
 from benchmarks._timing import Call, Clock, paired_ratio, sample, summary
 
 __all__ = ["Call", "Case", "compiled", "format_line", "measure", "num_bytes", "peers"]
@@ -25,6 +31,10 @@ _MATRIX = 384  # three such matrices stay in the second-level cache
 _VECTOR = 65_536
 # Below so many bytes torch.compile is no rival (its guards decide), and each size takes seconds.
 _COMPILED_FROM = 4_000_000
+# Smaller results lie where the last one lay.
+_FRESH_FROM = 1 << 20
+# Results above so many bytes are in huge pages (empty_large of csrc/common/torch_glue.h).
+_HUGE_FROM = 32 << 20
 
 
 def assert_close(ours: Any, eager: Any) -> None:
@@ -99,9 +109,26 @@ def _copy_call(count: int, device: torch.device) -> Call:
     return lambda: target.copy_(source)
 
 
-def _limit_calls(case: Case, device: torch.device) -> tuple[dict[str, Call], dict[str, float]]:
+def _fresh_call(count: int, device: torch.device) -> Call:
+    """Takes memory for ``count`` bytes and fills it, in huge pages where pydet asks for them."""
+
+    def call() -> None:
+        values = torch.empty(count, dtype=torch.uint8, device=device)
+        if device.type == "cpu" and count > _HUGE_FROM:
+            advise_huge_pages(values)
+        values.zero_()
+
+    return call
+
+
+def _limit_calls(
+    case: Case, produced: int, device: torch.device
+) -> tuple[dict[str, Call], dict[str, float]]:
     """The machine's limits as calls, and how many of each call's the case needs."""
-    calls, scale = {"copy": _copy_call(case.num_bytes, device)}, {"copy": 1.0}
+    calls = {"copy": _copy_call(case.num_bytes, device)}
+    if produced >= _FRESH_FROM:
+        calls["fresh"] = _fresh_call(produced, device)
+    scale = dict.fromkeys(calls, 1.0)
     if case.arithmetic is None:
         return calls, scale
     kind, count = case.arithmetic
@@ -155,20 +182,24 @@ def measure(
         skip: Peers that are left out.
     """
     torch.set_num_threads(threads)
-    case.check(case.pydet(), case.eager() if expected is None else expected)
+    result = case.pydet()
+    case.check(result, case.eager() if expected is None else expected)
+    produced = result_bytes(result)
+    del result
     contenders = _contenders(case, skip)
-    limits, scale = _limit_calls(case, device)
+    limits, scale = _limit_calls(case, produced, device)
     samples = sample({**contenders, **limits}, Clock(device, threads), seconds)
     for name in limits:
         samples[name] = [value * scale[name] for value in samples[name]]
     ours = samples["pydet"]
     times = {name: summary(values) for name, values in samples.items()}
     bound = max(limits, key=lambda name: times[name]["median_ms"])
-    result = {
+    record = {
         "case": case.name,
         "threads": threads,
         "rounds": len(ours),
         "bytes": case.num_bytes,
+        "result_bytes": produced,
         "gb_per_s": case.num_bytes / times["pydet"]["median_ms"] * 1e-6,
         "bound": bound,
         "share_of_bound": paired_ratio(samples[bound], ours),
@@ -178,15 +209,14 @@ def measure(
         "times": times,
     }
     if can_measure(device):
-        result["result_bytes"] = result_bytes(case.pydet())
-        result["peak_extra_bytes"] = {
+        record["peak_extra_bytes"] = {
             name: peak_extra_memory(call, device)
             for name, call in contenders.items()
             if times[name]["samples"] > 1 or len(ours) == 1
         }
     if case.series:
-        result |= {"series": case.series, "size": case.size}
-    return result
+        record |= {"series": case.series, "size": case.size}
+    return record
 
 
 def format_line(result: dict[str, Any]) -> str:

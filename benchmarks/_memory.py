@@ -8,6 +8,7 @@ batches of pages) a figure means "next to nothing". On a GPU it is torch's own p
 """
 
 import ctypes
+import mmap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,16 @@ def peak_extra_memory(call: Callable[[], Any], device: torch.device) -> int:
         peak = _resident("VmHWM")
     del result
     return max(peak - before, 0)
+
+
+def advise_huge_pages(values: torch.Tensor) -> None:
+    """Asks for huge pages for a tensor that nothing was written to yet, where the system can."""
+    advice = getattr(mmap, "MADV_HUGEPAGE", None)
+    if advice is None:
+        return
+    first = -(-values.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    size = values.data_ptr() + values.nbytes - first
+    ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(size), advice)
 
 
 def result_bytes(result: Any) -> int:

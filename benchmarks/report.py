@@ -122,7 +122,9 @@ def plot(name: str, content: dict[str, Any], path: Path) -> None:
     figure, axes = pyplot.subplots(
         rows, columns, figsize=(3.6 * columns, 2.9 * rows), squeeze=False, layout="constrained"
     )
-    colours = {"pydet": "black", "torchvision": "C1", "compile": "C0", "eager": "C7", "copy": "C2"}
+    peers = {"torchvision": "C1", "compile": "C0", "eager": "C7"}
+    limits = {"copy": "C2", "fresh": "C4"}
+    colours = {"pydet": "black", **peers, **limits}
     for axis in axes.flat[len(curves) :]:
         axis.set_visible(False)
     lines = {}
@@ -137,7 +139,7 @@ def plot(name: str, content: dict[str, Any], path: Path) -> None:
                 color=colour,
                 marker=".",
                 linewidth=2 if contender == "pydet" else 1,
-                linestyle=":" if contender == "copy" else "-",
+                linestyle=":" if contender in limits else "-",
             )
         axis.set_title(title, fontsize=8)
         axis.tick_params(labelsize=7)

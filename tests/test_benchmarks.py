@@ -54,8 +54,17 @@ def test_a_result_has_all_that_the_tables_need():
     assert result["times_faster_than"].keys() == {"torchvision", "eager"}
     assert result["bound"] in ("copy", "exp")
     assert result["times"]["pydet"]["samples"] == result["rounds"] >= 5
-    assert result["result_bytes"] == 4000 or not can_measure(CPU)
+    assert result["result_bytes"] == 4000
     assert (result["series"], result["size"]) == ("double", 1000)
+
+
+@pytest.mark.parametrize("megabytes", [1, 40])  # of small pages, of huge ones
+def test_large_results_are_limited_by_fresh_memory(megabytes):
+    x = torch.ones(megabytes << 18)
+    case = make_case(pydet=lambda: 2 * x, eager=lambda: double(x), peers={})
+    result = measure(case, CPU, 1, 0.0)
+    assert result["result_bytes"] == megabytes << 20
+    assert result["times"].keys() == {"pydet", "eager", "copy", "fresh"}
 
 
 def test_nothing_wrong_is_timed():
