@@ -10,6 +10,7 @@
 #include "common/box.h"
 #include "common/dual.h"
 #include "common/host_device.h"
+#include "common/math.h"
 
 namespace pydet {
 
@@ -66,11 +67,14 @@ PYDET_HOST_DEVICE bool is_finite(A value) {
   return value - value == A(0);
 }
 
+// Conditions below are joined without branches, so that the compiler can vectorise a loop over
+// boxes.
+
 // Whether a box has a positive, finite width and height; then its corners are finite too.
 template <class A>
 PYDET_HOST_DEVICE bool is_proper(const Box<A>& box) {
   const A width = box.x2 - box.x1, height = box.y2 - box.y1;
-  return width > A(0) && height > A(0) && is_finite(width) && is_finite(height);
+  return (width > A(0)) & (height > A(0)) & is_finite(width) & is_finite(height);
 }
 
 // One axis of a box: [low, high] against the anchor's [low_a, high_a].
@@ -80,8 +84,7 @@ PYDET_HOST_DEVICE void encode_axis(A low, A high, A low_a, A high_a, A weight_ce
   const A length = high - low, length_a = high_a - low_a;
   const A middle = low + A(0.5) * length, middle_a = low_a + A(0.5) * length_a;
   *centre = weight_centre * (middle - middle_a) / length_a;
-  using std::log;
-  *size = weight_size * log(length / length_a);
+  *size = weight_size * log_of_positive(length / length_a);
 }
 
 // Gradients of the four ends from those of the two deltas.
@@ -105,8 +108,8 @@ PYDET_HOST_DEVICE void encode_axis_backward(A low, A high, A low_a, A high_a, A 
 template <class A>
 PYDET_HOST_DEVICE bool are_usable(const Box<A>& box, const Box<A>& anchor,
                                   const Deltas<A>& deltas) {
-  return is_proper(box) && is_proper(anchor) && is_finite(deltas.dx) && is_finite(deltas.dy) &&
-         is_finite(deltas.dw) && is_finite(deltas.dh);
+  return is_proper(box) & is_proper(anchor) & is_finite(deltas.dx) & is_finite(deltas.dy) &
+         is_finite(deltas.dw) & is_finite(deltas.dh);
 }
 
 // All 0 for a pair that has no deltas.
@@ -116,7 +119,9 @@ PYDET_HOST_DEVICE Deltas<A> encode_box(const Box<A>& box, const Box<A>& anchor,
   Deltas<A> deltas;
   encode_axis(box.x1, box.x2, anchor.x1, anchor.x2, weights.dx, weights.dw, &deltas.dx, &deltas.dw);
   encode_axis(box.y1, box.y2, anchor.y1, anchor.y2, weights.dy, weights.dh, &deltas.dy, &deltas.dh);
-  return are_usable(box, anchor, deltas) ? deltas : Deltas<A>{A(0), A(0), A(0), A(0)};
+  const bool usable = are_usable(box, anchor, deltas);
+  return {usable ? deltas.dx : A(0), usable ? deltas.dy : A(0), usable ? deltas.dw : A(0),
+          usable ? deltas.dh : A(0)};
 }
 
 template <class A>
@@ -165,8 +170,7 @@ PYDET_HOST_DEVICE void decode_axis(A centre, A size, A low_a, A high_a, A weight
   const A length_a = high_a - low_a, middle_a = low_a + A(0.5) * length_a;
   const A scale = size / weight_size;
   const A middle = centre / weight_centre * length_a + middle_a;
-  using std::exp;
-  const A half = A(0.5) * (exp(scale > scale_clamp ? scale_clamp : scale) * length_a);
+  const A half = A(0.5) * (exp_of(scale > scale_clamp ? scale_clamp : scale) * length_a);
   *low = middle - half;
   *high = middle + half;
 }
@@ -184,8 +188,7 @@ PYDET_HOST_DEVICE void decode_axis_backward(A centre, A size, A low_a, A high_a,
   const A length_a = high_a - low_a;
   const A scale = size / weight_size;
   const bool clamped = scale > scale_clamp;
-  using std::exp;
-  const A stretch = exp(clamped ? scale_clamp : scale);
+  const A stretch = exp_of(clamped ? scale_clamp : scale);
   const A grad_middle = grad_low + grad_high, grad_length = A(0.5) * (grad_high - grad_low);
   *grad_centre = grad_middle * length_a / weight_centre;
   *grad_size = clamped ? A(0) : grad_length * stretch * length_a / weight_size;

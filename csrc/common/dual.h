@@ -66,20 +66,11 @@ struct Dual {
   }
 
   // Functions of the C library, as friends: they are found for dual numbers alone, and hide none
-  // of the library's. Their tangents are 0 where the slope is infinite (sqrt and log at 0).
+  // of the library's. The tangent is 0 where the slope is infinite (sqrt at 0).
   PYDET_HOST_DEVICE friend Dual sqrt(const Dual& x) {
     using std::sqrt;
     const A root = sqrt(x.value);
     return {root, root > A(0) ? x.tangent / (root + root) : A(0) * root};
-  }
-  PYDET_HOST_DEVICE friend Dual exp(const Dual& x) {
-    using std::exp;
-    const A power = exp(x.value);
-    return {power, power * x.tangent};
-  }
-  PYDET_HOST_DEVICE friend Dual log(const Dual& x) {
-    using std::log;
-    return {log(x.value), x.value == A(0) ? A(0) : x.tangent / x.value};
   }
   PYDET_HOST_DEVICE friend Dual atan(const Dual& x) {
     using std::atan;
@@ -122,6 +113,12 @@ PYDET_HOST_DEVICE Dual<A> exp_of_negative(const Dual<A>& x) {
 }
 
 template <class A>
+PYDET_HOST_DEVICE Dual<A> exp_of(const Dual<A>& x) {
+  const A power = exp_of(x.value);
+  return {power, power * x.tangent};
+}
+
+template <class A>
 PYDET_HOST_DEVICE Dual<A> log1p_of_fraction(const Dual<A>& x) {
   return {log1p_of_fraction(x.value), x.tangent / (A(1) + x.value)};
 }
@@ -129,6 +126,11 @@ PYDET_HOST_DEVICE Dual<A> log1p_of_fraction(const Dual<A>& x) {
 template <class A>
 PYDET_HOST_DEVICE Dual<A> log_of_fraction(const Dual<A>& x) {
   return {log_of_fraction(x.value), x.value == A(0) ? A(0) : x.tangent / x.value};
+}
+
+template <class A>
+PYDET_HOST_DEVICE Dual<A> log_of_positive(const Dual<A>& x) {
+  return {log_of_positive(x.value), x.tangent / x.value};
 }
 
 }  // namespace pydet

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // exp, log and atan for float without a call of the C library, so that the compiler can vectorise a
 // loop around them. They are additions, multiplications and integer operations only: every
-// instruction set gives the same bits. Relative errors are below 2^-22 (tests/cpp/test_math.cpp).
+// instruction set gives the same bits, but for files that fuse them (common/fused.h). Relative
+// errors are below 2^-22 (tests/cpp/test_math.cpp).
 // For double, and on the device, the library's own functions.
 #pragma once
 
@@ -24,26 +25,33 @@ PYDET_HOST_DEVICE float mul_add(float a, float b, float c) {
 }
 PYDET_HOST_DEVICE double mul_add(double a, double b, double c) { return a * b + c; }
 
-// exp(x) for x <= 0 by additions and multiplications alone: the same bits on the device, too.
-// Results below the smallest normal number (2^-126; double: 2^-1022) are 0. NaN for NaN. For what
-// decides.
-PYDET_HOST_DEVICE float portable_exp_of_negative(float x) {
-  constexpr float kLeast = -87.33654f;     // log(2^-126), rounded towards 0
+// exp(x) as `mantissa` times 2^n, for |x| < 2^22.
+PYDET_HOST_DEVICE void split_exp(float x, float* mantissa, uint32_t* n) {
   constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  const float y = max_of(kLeast, x);       // in this order a NaN stays
-  const float shifted = y * 1.44269504f + kRounder;
-  const float n = shifted - kRounder;
-  // y - n log(2), with log(2) in two parts, the first of so few bits that n times it is exact.
-  const float r = (y - n * 0.693359375f) + n * 2.12194440e-4f;
+  const float shifted = x * 1.44269504f + kRounder;
+  const float whole = shifted - kRounder;
+  // x - n log(2), with log(2) in two parts, the first of so few bits that n times it is exact.
+  const float r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
   // exp(r) = 1 + r + r^2 q(r) on [-log(2)/2, log(2)/2]: minimax polynomial, error 3e-9.
   float q = 0.0013814599f;
   q = q * r + 0.008368717f;
   q = q * r + 0.04166839f;
   q = q * r + 0.16666521f;
   q = q * r + 0.49999994f;
-  const float mantissa = (q * (r * r) + r) + 1.0f;
-  // The low bits of `shifted` are n; multiply by 2^n.
-  const float power = float_from_bits((bits_from_float(shifted) + 127u) << 23);
+  *mantissa = (q * (r * r) + r) + 1.0f;
+  *n = bits_from_float(shifted);  // above its low bits, the rounder's
+}
+
+// exp(x) for x <= 0 by additions and multiplications alone: the same bits on the device, too.
+// Results below the smallest normal number (2^-126; double: 2^-1022) are 0. NaN for NaN. For what
+// decides.
+PYDET_HOST_DEVICE float portable_exp_of_negative(float x) {
+  constexpr float kLeast = -87.33654f;  // log(2^-126), rounded towards 0
+  const float y = max_of(kLeast, x);    // in this order a NaN stays
+  float mantissa;
+  uint32_t n;
+  split_exp(y, &mantissa, &n);
+  const float power = float_from_bits((n + 127u) << 23);
   // As x < kLeast; of that same condition again compilers would make branches within vectors.
   return y > x ? 0.0f : mantissa * power;
 }
@@ -83,6 +91,26 @@ PYDET_HOST_DEVICE float exp_of_negative(float x) {
 }
 PYDET_HOST_DEVICE double exp_of_negative(double x) { return exp(x); }
 
+// exp(x) for any x: 0 and infinity where it is too small or too large for a float. NaN for NaN.
+PYDET_HOST_DEVICE float exp_of(float x) {
+#if defined(__CUDA_ARCH__)
+  return expf(x);
+#else
+  // Beyond these the results are 0 and infinity anyway. In this order a NaN stays.
+  const float y = min_of(90.0f, max_of(-105.0f, x));
+  float mantissa;
+  uint32_t n;
+  split_exp(y, &mantissa, &n);
+  // 2^n need not be a float; it is the product of two that are, up to 2^65 and down to 2^-76.
+  const uint32_t exponent = (n & 0x1ffu) ^ 0x100u;  // n + 256
+  const uint32_t half = exponent >> 1;
+  const float first = float_from_bits((half - 1u) << 23);
+  const float second = float_from_bits((exponent - half - 1u) << 23);
+  return (mantissa * first) * second;
+#endif
+}
+PYDET_HOST_DEVICE double exp_of(double x) { return exp(x); }
+
 // log(1 + x) for x in [0, 1].
 PYDET_HOST_DEVICE float log1p_of_fraction(float x) {
   // log(1 + x) = x (1 + x q(x)): minimax polynomial, error 3e-8.
@@ -118,6 +146,20 @@ PYDET_HOST_DEVICE float log_of_fraction(float x) {
 #endif
 }
 PYDET_HOST_DEVICE double log_of_fraction(double x) { return log(x); }
+
+// log(x) for any x > 0; NaN for NaN and what is not above 0.
+PYDET_HOST_DEVICE float log_of_positive(float x) {
+#if defined(__CUDA_ARCH__)
+  return x > 0.0f ? logf(x) : NAN;
+#else
+  const bool subnormal = x < 1.17549435e-38f;
+  const float scaled = subnormal ? x * 0x1p24f : x;
+  const float result = log_of_fraction(scaled) - (subnormal ? 16.6355323f : 0.0f);  // 24 log(2)
+  const float finite = x > 0.0f ? result : NAN;
+  return x > 3.40282347e38f ? x : finite;
+#endif
+}
+PYDET_HOST_DEVICE double log_of_positive(double x) { return x > 0.0 ? log(x) : NAN; }
 
 // atan(x) for x in [0, 1]. The same bits on the device as on the host. NaN for NaN.
 PYDET_HOST_DEVICE float atan_of_fraction(float x) {

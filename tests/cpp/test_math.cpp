@@ -39,15 +39,24 @@ int main() {
       bits(std::numeric_limits<float>::min()), bits(1.0f), kStep);
   const double large_log_error = worst_error(
       pydet::log_of_fraction, [](double x) { return std::log(x); }, bits(1.0f), bits(3e38f), kStep);
+  const double any_exp_error = std::max(
+      worst_error(
+          pydet::exp_of, [](double x) { return std::exp(x); }, bits(0.0f), bits(88.72f), kStep),
+      worst_error(
+          pydet::exp_of, [](double x) { return std::exp(x); }, bits(-0.0f), bits(-87.3f), kStep));
+  const double subnormal_log_error = worst_error(
+      pydet::log_of_positive, [](double x) { return std::log(x); }, 1, bits(3e38f), kStep);
   const double atan_error = worst_error(
       pydet::atan_of_fraction, [](double x) { return std::atan(x); },
       bits(std::numeric_limits<float>::min()), bits(1.0f), kStep);
-  std::printf("relative errors: exp %.3g, log1p %.3g, log %.3g, atan %.3g\n", exp_error,
-              log1p_error, log_error, atan_error);
+  std::printf("relative errors: exp %.3g and %.3g, log1p %.3g, log %.3g and %.3g, atan %.3g\n",
+              exp_error, any_exp_error, log1p_error, log_error, subnormal_log_error, atan_error);
   CHECK(exp_error < 0x1p-22);
   CHECK(log1p_error < 0x1p-22);
   CHECK(log_error < 0x1p-22);
   CHECK(large_log_error < 0x1p-22);
+  CHECK(any_exp_error < 0x1p-22);
+  CHECK(subnormal_log_error < 0x1p-22);
   CHECK(atan_error < 0x1p-22);
 
   CHECK(pydet::exp_of_negative(0.0f) == 1);
@@ -56,11 +65,21 @@ int main() {
   CHECK(pydet::exp_of_negative(-1e30f) == 0);
   CHECK(pydet::exp_of_negative(-infinity) == 0);
   CHECK(std::isnan(pydet::exp_of_negative(NAN)));
+  CHECK(pydet::exp_of(0.0f) == 1);
+  CHECK(std::abs(pydet::exp_of(-100.0f) - std::exp(-100.0f)) <=
+        std::numeric_limits<float>::denorm_min());
+  CHECK(pydet::exp_of(-1e30f) == 0 && pydet::exp_of(-infinity) == 0);
+  CHECK(pydet::exp_of(89.0f) == infinity && pydet::exp_of(infinity) == infinity);
+  CHECK(std::isnan(pydet::exp_of(NAN)));
   CHECK(pydet::log1p_of_fraction(0.0f) == 0);
   CHECK(std::isnan(pydet::log1p_of_fraction(NAN)));
   CHECK(pydet::log_of_fraction(1.0f) == 0);
   CHECK(pydet::log_of_fraction(0.0f) < -87);
   CHECK(std::isnan(pydet::log_of_fraction(NAN)));
+  CHECK(pydet::log_of_positive(1.0f) == 0);
+  CHECK(pydet::log_of_positive(infinity) == infinity);
+  CHECK(std::isnan(pydet::log_of_positive(0.0f)) && std::isnan(pydet::log_of_positive(-1.0f)));
+  CHECK(std::isnan(pydet::log_of_positive(NAN)));
   CHECK(pydet::atan_of_fraction(0.0f) == 0);
   CHECK(std::isnan(pydet::atan_of_fraction(NAN)));
   return check::result();
