@@ -16,7 +16,7 @@ const char* isa_name(Isa isa);
 
 #if defined(__x86_64__) && defined(__GNUC__)
 template <class Kernel, class... Args>
-__attribute__((target("avx2,f16c"), flatten, noinline)) void run_avx2(Args... args) {
+__attribute__((target("avx2,f16c,fma"), flatten, noinline)) void run_avx2(Args... args) {
   Kernel::run(args...);
 }
 

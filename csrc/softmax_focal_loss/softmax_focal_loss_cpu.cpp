@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "common/fused.h"
 #include "common/loss_cpu.h"
 #include "common/parallel_for.h"
 #include "common/softmax_focal.h"

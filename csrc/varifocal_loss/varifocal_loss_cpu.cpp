@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "common/focal.h"
+#include "common/fused.h"
 #include "common/loss_cpu.h"
 #include "varifocal_loss/varifocal_loss.h"
 
