@@ -5,7 +5,6 @@
 #include "common/channel_block.h"
 #include "common/isa.h"
 #include "common/lanes.h"
-#include "common/parallel_for.h"
 #include "roi_align/roi_align.h"
 #include "roi_align/roi_align_plan.h"
 #include "roi_align/roi_align_planar.h"

@@ -6,7 +6,6 @@
 #include "common/channel_block.h"
 #include "common/isa.h"
 #include "common/lanes.h"
-#include "common/parallel_for.h"
 #include "common/roi_threads.h"
 #include "roi_pool/roi_pool.h"
 #include "roi_pool/roi_pool_channels.h"

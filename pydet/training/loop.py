@@ -186,9 +186,8 @@ class _Trainer:
         self.log: RunLog | None = None  # rank 0's
 
     def _place(self, model: Detector) -> Detector:
-        model = model.to(self.device)
         layout = memory_format(self.config, self.device)
-        model = model.to(memory_format=layout)  # type: ignore[call-overload]
+        model = model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
         if self.config.sync_batchnorm and self.fabric.world_size > 1:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         return model.train()
