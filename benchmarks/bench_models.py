@@ -3,7 +3,7 @@
 
 What is neither a convolution nor a normalisation, an activation, pooling or a linear layer is
 pydet's own part: making the batch, targets, losses, decoding, suppression, the optimiser. On the
-CPU it should be under 5 %.
+CPU it should be under 5 %. Weights are laid out as pydet's commands lay them out.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from torch import Tensor
 
 import pydet
 from benchmarks._profile import REST, profile_call
-from pydet.models import Detector
+from pydet.models import Detector, fastest_memory_format
 from pydet.structures import Target
 
 _CLASSES, _OBJECTS = 80, 20
@@ -96,6 +96,7 @@ def run(device: torch.device, args: argparse.Namespace) -> list[dict[str, Any]]:
     for name in args.models or pydet.list_models():
         torch.manual_seed(0)
         model = pydet.create_model(name, num_classes=_CLASSES)
+        model = model.to(memory_format=fastest_memory_format(torch.device("cpu")))
         images = _input(model, batch, side, torch.device("cpu"))
         targets = make_targets(batch, tuple(images.shape[2:]), torch.device("cpu"))
         step = training_step(model.train(), images, targets)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The commands train, eval and detect, from their arguments to their files."""
 
+import argparse
 import json
 import os
 import shutil
@@ -9,9 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from pydet.cli import COMMANDS, main
+from pydet.commands._common import load_detector
 from pydet.data import write_synthetic_dataset
 from pydet.training import RunConfig, load_checkpoint
 from tests.training import tiny_detector  # noqa: F401 - registers "tiny"
@@ -46,6 +49,20 @@ def test_train_takes_train_and_val_by_itself(trained, capsys):
     assert state["identity"]["images"] == 9
     assert state["config"] == config.to_dict()
     assert state["metrics"]["epoch"] == 2
+
+
+@pytest.mark.parametrize(
+    ("capability", "layout"),
+    [("AVX512", torch.channels_last), ("AVX2", torch.contiguous_format)],
+)
+def test_a_detector_is_loaded_in_the_layout_of_the_machine(
+    trained, monkeypatch, capability, layout
+):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    weights = str(trained / "last.safetensors")
+    model = load_detector(argparse.Namespace(weights=weights, device="cpu"))
+    kernels = [p for p in model.parameters() if p.dim() == 4 and min(p.shape[1:]) > 1]
+    assert kernels and all(kernel.is_contiguous(memory_format=layout) for kernel in kernels)
 
 
 def test_resume_needs_no_setting_again(trained, drawn, tmp_path, capsys):

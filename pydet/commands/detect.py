@@ -7,11 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import pydet
 from pydet._files import write_text
-from pydet.commands._common import add_model_arguments, import_modules
+from pydet.commands._common import add_model_arguments, import_modules, load_detector
 from pydet.inference import FileDetection, detect_files, find_images
 from pydet.visualization import draw_boxes
 
@@ -39,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     """Detect; see `pydet.inference.detect_files`."""
     import_modules(args.modules)
     paths = find_images(args.images)
-    model = pydet.load(args.weights)
+    model = load_detector(args)
     root = Path(args.images) if Path(args.images).is_dir() else Path(args.images).parent
     folder = Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
@@ -51,7 +48,6 @@ def run(args: argparse.Namespace) -> int:
         model,
         paths,
         batch_size=args.batch_size,
-        device=args.device or ("cuda" if torch.cuda.is_available() else "cpu"),
     )
     for image_id, file in enumerate(files, start=1):
         name = file.path.relative_to(root).as_posix()

@@ -5,13 +5,11 @@ import argparse
 import json
 from pathlib import Path
 
-import torch
-
-import pydet
 from pydet._files import atomic_path, write_text
 from pydet.commands._common import (
     add_model_arguments,
     import_modules,
+    load_detector,
     open_part,
     write_pictures,
 )
@@ -53,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluate; see `pydet.inference.evaluate`."""
     import_modules(args.modules)
-    model = pydet.load(args.weights)
+    model = load_detector(args)
     dataset = open_part(
         args.data,
         args.split,
@@ -70,7 +68,6 @@ def run(args: argparse.Namespace) -> int:
         model,
         dataset,
         batch_size=args.batch_size,
-        device=args.device or ("cuda" if torch.cuda.is_available() else "cpu"),
         workers=args.workers,
         progress=not args.no_progress,
     )

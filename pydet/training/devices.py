@@ -11,10 +11,12 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
 
+from pydet.models import fastest_memory_format
 from pydet.training.config import TrainConfig
 
 _T = TypeVar("_T")
 
+_LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 _PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
@@ -57,11 +59,10 @@ def _native_bf16(cuda: bool) -> str:
 
 
 def memory_format(config: TrainConfig, device: torch.device) -> torch.memory_format:
-    """The layout of weights and images (configs/README.md has the measurement)."""
-    last = config.memory_format == "channels_last"
+    """The layout of weights and images that the config asks for."""
     if config.memory_format == "auto":
-        last = device.type == "cuda" or torch.backends.cpu.get_cpu_capability() == "AVX512"
-    return torch.channels_last if last else torch.contiguous_format
+        return fastest_memory_format(device)
+    return _LAYOUTS[config.memory_format]
 
 
 def _torchrun_sizes() -> tuple[int, int]:
