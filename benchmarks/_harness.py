@@ -31,7 +31,7 @@ _MATRIX = 384  # three such matrices stay in the second-level cache
 _VECTOR = 65_536
 # Below so many bytes torch.compile is no rival (its guards decide), and each size takes seconds.
 _COMPILED_FROM = 4_000_000
-# Smaller results lie where the last one lay.
+# Filling smaller results takes no time that counts.
 _FRESH_FROM = 1 << 20
 # Results above so many bytes are in huge pages (empty_large of csrc/common/torch_glue.h).
 _HUGE_FROM = 32 << 20

@@ -66,8 +66,7 @@ def sample(contenders: dict[str, Call], clock: Clock, seconds: float) -> dict[st
         if once > _VERY_SLOW:
             samples[name], most[name] = [once], 1
             continue
-        if once < _SLOW:
-            once = min(once, clock(call, 1))
+        once = min(once, clock(call, 1))
         repeats[name] = max(1, int(_SHORTEST_SAMPLE / max(once, 1e-9)))
         most[name] = 3 if once > _SLOW else _MAX_ROUNDS
         round_seconds += once * repeats[name] if once <= _SLOW else 0.0

@@ -34,9 +34,10 @@ Made by `python -m benchmarks.report` from the files in `benchmarks/results`; me
 Each result is first compared with a formula; nothing wrong is timed. Contenders take turns, one
 sample each a round. "N x" is the median over rounds of the other's time over pydet's: above 1 pydet
 is faster. With one thread times are those that the process ran; with several those of the wall
-clock. "of the limit" is how near pydet is to a copy of the bytes that must move, or to the
-arithmetic that must be done, both measured in the same rounds. Memory is the peak of what a call
-holds more than before, its result included.
+clock. "of the limit" is how near pydet is to a copy of the bytes that must move, to filling as much
+new memory as the results take ("fresh"), or to the arithmetic that must be done, whichever takes
+longest in the same rounds. Memory is the peak of what a call holds more than before, its result
+included.
 
 "compile" is `torch.compile` of the formula, for each size anew; "eager" the formula itself.
 """

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // exp, log and atan for float without a call of the C library, so that the compiler can vectorise a
-// loop around them. They are additions, multiplications and integer operations only: every
-// instruction set gives the same bits, but for files that fuse them (common/fused.h). Relative
-// errors are below 2^-22 (tests/cpp/test_math.cpp).
-// For double, and on the device, the library's own functions.
+// loop around them. They are additions, multiplications, divisions and integer operations only:
+// every instruction set gives the same bits, but for files that fuse them (common/fused.h).
+// Relative errors are below 2^-22 (tests/cpp/test_math.cpp). For double, and on the device, the
+// library's own functions.
 #pragma once
 
 #include <cmath>
@@ -25,7 +25,7 @@ PYDET_HOST_DEVICE float mul_add(float a, float b, float c) {
 }
 PYDET_HOST_DEVICE double mul_add(double a, double b, double c) { return a * b + c; }
 
-// exp(x) as `mantissa` times 2^n, for |x| < 2^22.
+// exp(x) as `mantissa` times 2^n, for |x| < 2^14.
 PYDET_HOST_DEVICE void split_exp(float x, float* mantissa, uint32_t* n) {
   constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   const float shifted = x * 1.44269504f + kRounder;

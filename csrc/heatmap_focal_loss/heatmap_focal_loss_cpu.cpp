@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "common/focal.h"
 #include "common/fused.h"
+
+#include "common/focal.h"
 #include "common/loss_cpu.h"
 #include "heatmap_focal_loss/heatmap_focal_loss.h"
 

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "common/fused.h"
+
 #include <algorithm>
 #include <limits>
 
-#include "common/fused.h"
 #include "common/loss_cpu.h"
 #include "common/parallel_for.h"
 #include "common/softmax_focal.h"

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "common/focal.h"
 #include "common/fused.h"
+
+#include "common/focal.h"
 #include "common/loss_cpu.h"
 #include "varifocal_loss/varifocal_loss.h"
 

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -217,6 +221,61 @@ def test_image_sizes(device):
         assert torch.equal(ops.decode_boxes(deltas, anchors, image_sizes=tensor), boxes)
     per_image = anchors.expand(2, 6, 4)
     assert torch.equal(ops.decode_boxes(deltas, per_image, image_sizes=sizes), boxes)
+
+
+DIGEST = """
+import hashlib, torch
+from pydet import ops
+from tests.ops.test_box_coding import random_boxes, random_deltas
+digest = hashlib.sha256()
+for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+    anchors = random_boxes(700, dtype=dtype).requires_grad_()
+    boxes = random_boxes(3, 700, seed=1, dtype=dtype).requires_grad_()
+    deltas = random_deltas(3, 700, dtype=dtype).requires_grad_()
+    sizes = torch.tensor([[80, 70], [50, 90], [40, 40]])
+    for result in (ops.encode_boxes(boxes, anchors), ops.decode_boxes(deltas, anchors),
+                   ops.decode_boxes(deltas, anchors, image_sizes=sizes)):
+        inputs = (boxes, deltas, anchors)
+        grads = torch.autograd.grad(result, inputs, result.detach(), allow_unused=True)
+        for tensor in (result.detach(), *(g for g in grads if g is not None)):
+            digest.update(tensor.double().numpy().tobytes())
+print(ops._library.extension.cpu_isa(), digest.hexdigest())
+"""
+
+
+@pytest.mark.large
+def test_instruction_sets_give_the_same_bits():
+    digests = {}
+    for isa in ("portable", "avx2", "avx512"):
+        root = str(Path(__file__).parents[2])
+        env = {**os.environ, "PYDET_CPU_ISA": isa, "PYTHONPATH": root}
+        done = subprocess.run(
+            [sys.executable, "-c", DIGEST], env=env, capture_output=True, text=True, check=True
+        )
+        used, digest = done.stdout.split()
+        digests[used] = digest
+    assert "portable" in digests
+    assert len(set(digests.values())) == 1, digests
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_many_anchors_of_several_images(device, shared):
+    """More anchors than a thread takes at a time, images that begin in between."""
+    images, count = 3, 900
+    shape = (count,) if shared else (images, count)
+    sizes = torch.tensor([[80, 70], [50, 90], [40, 40]], device=device)
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        anchors = random_boxes(*shape, dtype=dtype, device=device).requires_grad_()
+        boxes = random_boxes(images, count, seed=1, dtype=dtype, device=device).requires_grad_()
+        deltas = random_deltas(images, count, dtype=dtype, device=device).mul_(0.3).requires_grad_()
+        encoded = ops.encode_boxes(boxes, anchors)
+        decoded = ops.decode_boxes(deltas, anchors, image_sizes=sizes)
+        grad = random_deltas(images, count, seed=3, dtype=dtype, device=device)
+        grads = torch.autograd.grad([encoded, decoded], [boxes, deltas, anchors], [grad, grad])
+        results.append([encoded, decoded, *grads])
+    for ours, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(ours.double(), wanted, rtol=1e-4, atol=2e-4)
 
 
 @pytest.mark.parametrize("shape", [(0,), (0, 5), (5, 0), (3, 257), (1, 5000)])
