@@ -180,6 +180,21 @@ DETECTORS = [
 ]
 
 
+def assert_same_detections(found, wanted):
+    """Each is one of the other, of the same label; those that score alike may change places."""
+    left = list(range(len(wanted[0])))
+    for box, score, label in zip(*found, strict=True):
+        twins = [
+            k
+            for k in left
+            if wanted[2][k] == label
+            and (wanted[0][k] - box).abs().max() <= 0.01
+            and (wanted[1][k] - score).abs() <= 1e-4 * score.abs() + 1e-6
+        ]
+        assert twins, (box, score, label)
+        left.remove(twins[0])
+
+
 @pytest.mark.parametrize(("name", "small", "factor"), DETECTORS)
 def test_a_detector_with_any_batch_and_size(name, small, factor, tmp_path):
     torch.manual_seed(0)
@@ -224,8 +239,9 @@ def test_a_detector_with_any_batch_and_size(name, small, factor, tmp_path):
         assert counts.min() > 0
         assert torch.equal(counts, wanted[3])
         torch.testing.assert_close(scores, wanted[1], rtol=1e-4, atol=1e-6)
-        assert torch.equal(labels, wanted[2])
-        torch.testing.assert_close(boxes, wanted[0], rtol=0, atol=0.01)
+        for image in range(count):
+            ours = (boxes[image], scores[image], labels[image])
+            assert_same_detections(ours, [part[image] for part in wanted[:3]])
 
 
 @pytest.mark.parametrize(
