@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -12,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pydet import ops
+from tests.ops.instruction_sets import outputs_by_set
 from tests.ops.losses import (
     ABSOLUTE,
     LOGITS,
@@ -263,17 +261,8 @@ print(json.dumps(values))
 @pytest.mark.large
 def test_instruction_sets_agree():
     """One binary chooses its loops at run time; some of them fuse multiplications and additions."""
-    outputs = {
-        isa: subprocess.run(
-            [sys.executable, "-c", PRINT_LOSSES],
-            env={**os.environ, "PYDET_CPU_ISA": isa},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for isa in ("portable", "avx2", "avx512")
-    }
-    values = {isa: torch.tensor(json.loads(output)) for isa, output in outputs.items()}
+    outputs = outputs_by_set(PRINT_LOSSES).items()
+    values = {isa: torch.tensor(json.loads(output)) for isa, output in outputs}
     assert values["portable"].numel() > 100_000
     for isa in ("avx2", "avx512"):
         torch.testing.assert_close(

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +10,7 @@ from hypothesis import strategies as st
 
 from pydet import ops
 from tests.conftest import needs_cuda
+from tests.ops.instruction_sets import outputs_by_set
 from tests.reference.match_anchors import match_anchors as reference
 from tests.strategies import (
     DTYPES,
@@ -356,16 +354,7 @@ print(ops._library.extension.cpu_isa(), digest.hexdigest())
 
 @pytest.mark.large
 def test_instruction_sets_give_the_same():
-    """The choice is made once a process, so each set is a process of its own."""
-    digests = {}
-    for isa in ("portable", "avx2", "avx512"):
-        root = str(Path(__file__).parents[2])
-        env = {**os.environ, "PYDET_CPU_ISA": isa, "PYTHONPATH": root}
-        done = subprocess.run(
-            [sys.executable, "-c", DIGEST], env=env, capture_output=True, text=True, check=True
-        )
-        used, digest = done.stdout.split()
-        digests[used] = digest
+    digests = dict(output.split() for output in outputs_by_set(DIGEST).values())
     assert "portable" in digests
     assert len(set(digests.values())) == 1, digests
 

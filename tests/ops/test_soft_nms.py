@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 import math
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -11,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pydet import ops
+from tests.ops.instruction_sets import outputs_by_set
 from tests.ops.test_nms import class_lists, random_boxes
 from tests.reference.soft_nms import soft_nms as reference
 from tests.strategies import (
@@ -404,15 +402,4 @@ for method in ("linear", "gaussian"):
     keep, decayed = ops.batched_soft_nms(boxes, scores, idxs, method)
     print(keep.tolist(), decayed.view(torch.int32).tolist())
 """
-    outputs = set()
-    for isa in ("portable", "avx2", "avx512"):
-        environment = {**os.environ, "PYDET_CPU_ISA": isa, "PYTHONPATH": os.pathsep.join(sys.path)}
-        result = subprocess.run(
-            [sys.executable, "-c", code],
-            capture_output=True,
-            text=True,
-            check=True,
-            env=environment,
-        )
-        outputs.add(result.stdout)
-    assert len(outputs) == 1
+    assert len(set(outputs_by_set(code).values())) == 1
