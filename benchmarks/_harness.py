@@ -17,12 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from benchmarks._memory import (
-    advise_huge_pages,
-    can_measure,
-    peak_extra_memory,
-    result_bytes,
-)
+from benchmarks._memory import advise_huge_pages, can_measure, peak_extra_memory, result_bytes
 from benchmarks._timing import Call, Clock, paired_ratio, sample, summary
 
 __all__ = ["Call", "Case", "compiled", "format_line", "measure", "num_bytes", "peers"]

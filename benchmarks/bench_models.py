@@ -96,7 +96,7 @@ def run(device: torch.device, args: argparse.Namespace) -> list[dict[str, Any]]:
     for name in args.models or pydet.list_models():
         torch.manual_seed(0)
         model = pydet.create_model(name, num_classes=_CLASSES)
-        model = model.to(memory_format=fastest_memory_format(torch.device("cpu")))
+        model = model.to(memory_format=fastest_memory_format("cpu"))
         images = _input(model, batch, side, torch.device("cpu"))
         targets = make_targets(batch, tuple(images.shape[2:]), torch.device("cpu"))
         step = training_step(model.train(), images, targets)
