@@ -35,6 +35,7 @@ struct Bounds {
     for (int lane = 0; lane < kBoundsLanes; ++lane) clear(lane);
   }
 
+  // Around the lanes before the first that is cleared.
   Box<A> hull() const {
     Box<A> all = box(0);
     for (int lane = 1; lane < kBoundsLanes; ++lane) {
@@ -45,14 +46,12 @@ struct Bounds {
     return all;
   }
 
-  // A bit for each lane whose intersection with the box has a width, a height, and an area of at
-  // least `least`.
-  uint32_t meets(const Box<A>& other, A least) const {
+  // A bit for each lane that has a point in common with the box, be it on their edges.
+  uint32_t meets(const Box<A>& other) const {
     uint32_t bits = 0;
     for (int lane = 0; lane < kBoundsLanes; ++lane) {
-      const A width = min_of(other.x2, x2[lane]) - max_of(other.x1, x1[lane]);
-      const A height = min_of(other.y2, y2[lane]) - max_of(other.y1, y1[lane]);
-      const bool meets = (width > A(0)) & (height > A(0)) & (width * height >= least);
+      const bool meets = (x1[lane] <= other.x2) & (x2[lane] >= other.x1) & (y1[lane] <= other.y2) &
+                         (y2[lane] >= other.y1);
       bits |= static_cast<uint32_t>(meets) << lane;
     }
     return bits;

@@ -21,37 +21,31 @@ template <class A>
 struct Leaf {
   Bounds<A> boxes;
   A area[kBoundsLanes];
-  int64_t id[kBoundsLanes];  // increasing
-  uint32_t alive;            // a bit a lane; the user's to clear
+  uint32_t id[kBoundsLanes];
 };
 
+// Leaves, nodes and roots are known by the hull of the cores of their boxes: what is left of a box
+// without a share of its width on the left and on the right, and of its height. A box that has that
+// share of both sides in common with another meets its core. Cores may be turned inside out.
 template <class A>
 struct BoxTree {
   int64_t num_leaves, num_nodes, num_roots;
   Leaf<A>* leaves;   // [num_leaves]
-  Bounds<A>* nodes;  // [num_nodes] bounds of 32 leaves each
-  Bounds<A>* roots;  // [num_roots] bounds of 32 nodes each
+  Bounds<A>* nodes;  // [num_nodes] of 32 leaves each
+  Bounds<A>* roots;  // [num_roots] of 32 nodes each
 
-  // Calls visit(node, bits) for each node with leaves whose bounds meet the box (see meets).
+  // Calls visit(node, bits) for each node with leaves whose cores the box may meet.
   template <class Visit>
-  void for_each_node(const Box<A>& box, A least, const Visit& visit) const {
+  void for_each_node(const Box<A>& box, const Visit& visit) const {
     for (int64_t root = 0; root < num_roots; ++root) {
-      for (uint32_t bits = roots[root].meets(box, least); bits != 0; bits &= bits - 1) {
+      for (uint32_t bits = roots[root].meets(box); bits != 0; bits &= bits - 1) {
         const int64_t node = root * kBoundsLanes + __builtin_ctz(bits);
-        const uint32_t leaf_bits = nodes[node].meets(box, least);
+        const uint32_t leaf_bits = nodes[node].meets(box);
         if (leaf_bits != 0) visit(node, leaf_bits);
       }
     }
   }
 };
-
-// A lower limit of the intersection that an IoU of at least `threshold` with a box of this area
-// takes, with a margin for what rounding may do to the areas.
-template <class A>
-A least_intersection(A box_area, A threshold) {
-  constexpr A kTiny = static_cast<A>(1e-30);  // below, the margin is not relative any more
-  return box_area < kTiny ? A(0) : threshold * box_area * (A(1) - A(1) / A(1 << 16));
-}
 
 // Memory for the trees of all groups of `count` boxes: a group that begins at box `begin` and has
 // more than 32 boxes takes leaves from leaf_begin(begin) on, nodes and roots from
@@ -62,15 +56,15 @@ inline int64_t node_begin(int64_t begin) { return begin / kBoundsLanes; }
 // 11 bits of each coordinate of the centre, interleaved: near boxes have near numbers.
 class PlaceCode {
  public:
-  // Of a sample of the boxes: the range that most centres lie in. Boxes far away from all others
-  // share its border, and cost no precision.
-  template <class A, class GetBox>
-  PlaceCode(int64_t count, const GetBox& box_of, A) {
+  // Of a sample of the boxes, box_of(i) for i in [0, count): the range that most centres lie in.
+  // Boxes far away from all others share its border, and cost no precision.
+  template <class GetBox>
+  PlaceCode(int64_t count, const GetBox& box_of) {
     constexpr int64_t kSample = 128;
     double xs[kSample], ys[kSample];
     const int64_t sample = std::min(count, kSample);
     for (int64_t i = 0; i < sample; ++i) {
-      const Box<A> box = box_of(i * (count / sample));
+      const auto box = box_of(i * (count / sample));
       xs[i] = 0.5 * box.x1 + 0.5 * box.x2;
       ys[i] = 0.5 * box.y1 + 0.5 * box.y2;
     }
@@ -79,7 +73,7 @@ class PlaceCode {
   }
 
   template <class A>
-  uint64_t operator()(const Box<A>& box) const {
+  uint32_t operator()(const Box<A>& box) const {
     return spread(cell(0.5 * box.x1 + 0.5 * box.x2, x_first_, x_scale_)) |
            spread(cell(0.5 * box.y1 + 0.5 * box.y2, y_first_, y_scale_)) << 1;
   }
@@ -100,7 +94,7 @@ class PlaceCode {
     return place > 0 ? static_cast<uint32_t>(std::min(place, kCells - 1)) : 0;
   }
 
-  static uint64_t spread(uint32_t x) {
+  static uint32_t spread(uint32_t x) {
     x = (x | x << 8) & 0x00ff00ffu;
     x = (x | x << 4) & 0x0f0f0f0fu;
     x = (x | x << 2) & 0x33333333u;
@@ -110,22 +104,24 @@ class PlaceCode {
   double x_first_ = 0, x_scale_ = 0, y_first_ = 0, y_scale_ = 0;
 };
 
-// Fills the tree's arrays with the boxes box_of(k), k in [0, count), that can overlap others.
-// place[k] is 32 * leaf + lane, or -1 for a box that stands outside of the tree. `items` and
-// `scratch` have room for count.
-template <class A, class GetBox>
-void build_tree(int64_t count, const GetBox& box_of, Item* items, Item* scratch, int64_t* place,
-                BoxTree<A>* tree) {
+using PlaceItem = Item<uint32_t>;
+constexpr uint32_t kNoPlace = std::numeric_limits<uint32_t>::max();
+
+// Fills the tree's arrays with those of the `count` boxes that can overlap others. `threshold` is
+// what their IoU has to exceed for the tree's user to care: 0 for any overlap. place[k] is
+// 32 * leaf + lane, or kNoPlace for a box that stands outside of the tree. `items` and `scratch`
+// have room for count.
+template <class A>
+void build_tree(int64_t count, const Box<A>* boxes, A threshold, PlaceItem* items,
+                PlaceItem* scratch, uint32_t* place, BoxTree<A>* tree) {
   int64_t inside = 0;
   for (int64_t k = 0; k < count; ++k) {
-    const Box<A> box = box_of(k);
-    place[k] = -1;
-    if (can_overlap(box, area(box))) items[inside++] = {0, k};
+    place[k] = kNoPlace;
+    if (can_overlap(boxes[k], area(boxes[k]))) items[inside++] = {0, static_cast<uint32_t>(k)};
   }
   if (inside > kBoundsLanes) {
-    const auto inside_box = [&](int64_t i) { return box_of(items[i].index); };
-    const PlaceCode code(inside, inside_box, A(0));
-    for (int64_t i = 0; i < inside; ++i) items[i].key = code(inside_box(i));
+    const PlaceCode code(inside, [&](int64_t i) { return boxes[items[i].index]; });
+    for (int64_t i = 0; i < inside; ++i) items[i].key = code(boxes[items[i].index]);
     items = sort_items(inside, items, scratch);
   }
   tree->num_leaves = (inside + kBoundsLanes - 1) / kBoundsLanes;
@@ -135,26 +131,29 @@ void build_tree(int64_t count, const GetBox& box_of, Item* items, Item* scratch,
   for (int64_t i = 0; i < tree->num_roots; ++i) tree->roots[i].clear();
   for (int64_t number = 0; number < tree->num_leaves; ++number) {
     Leaf<A>& leaf = tree->leaves[number];
-    Item* first = items + number * kBoundsLanes;
-    const int64_t size = std::min<int64_t>(kBoundsLanes, inside - number * kBoundsLanes);
-    std::sort(first, first + size, [](const Item& a, const Item& b) { return a.index < b.index; });
-    leaf.boxes.clear();
-    leaf.alive = size == kBoundsLanes ? ~0u : (1u << size) - 1;
-    for (int lane = 0; lane < kBoundsLanes; ++lane) {
-      if (lane >= size) {
-        leaf.area[lane] = std::numeric_limits<A>::quiet_NaN();
-        leaf.id[lane] = std::numeric_limits<int64_t>::max();
-        continue;
-      }
-      const int64_t k = first[lane].index;
-      const Box<A> box = box_of(k);
+    Bounds<A> cores;
+    if ((number + 1) * kBoundsLanes > inside) {
+      leaf.boxes.clear();
+      cores.clear();
+      std::fill_n(leaf.area, kBoundsLanes, std::numeric_limits<A>::quiet_NaN());
+      std::fill_n(leaf.id, kBoundsLanes, kNoPlace);
+    }
+    const int64_t begin = number * kBoundsLanes, end = std::min(begin + kBoundsLanes, inside);
+    for (int64_t i = begin; i < end; ++i) {
+      // Boxes near each other may stand anywhere in memory.
+      __builtin_prefetch(boxes + items[std::min(i + kBoundsLanes, inside - 1)].index);
+      const int lane = static_cast<int>(i - begin);
+      const uint32_t k = items[i].index;
+      const Box<A> box = boxes[k];
       leaf.boxes.set(lane, box);
       leaf.area[lane] = area(box);
       leaf.id[lane] = k;
-      place[k] = number * kBoundsLanes + lane;
+      place[k] = static_cast<uint32_t>(i);
+      const A share = share_of_side(threshold, leaf.area[lane]);
+      const A width = share * (box.x2 - box.x1), height = share * (box.y2 - box.y1);
+      cores.set(lane, {box.x1 + width, box.y1 + height, box.x2 - width, box.y2 - height});
     }
-    tree->nodes[number / kBoundsLanes].set(static_cast<int>(number % kBoundsLanes),
-                                           leaf.boxes.hull());
+    tree->nodes[number / kBoundsLanes].set(static_cast<int>(number % kBoundsLanes), cores.hull());
   }
   for (int64_t node = 0; node < tree->num_nodes; ++node) {
     tree->roots[node / kBoundsLanes].set(static_cast<int>(node % kBoundsLanes),

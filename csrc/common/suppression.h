@@ -58,6 +58,15 @@ A threshold_above(double threshold) {
   return static_cast<double>(rounded) < threshold ? std::nextafter(rounded, A(2)) : rounded;
 }
 
+// An IoU above t takes an intersection that is t times as wide as either box, and t times as high:
+// the share of a side that a box has to have in common with one that hides it. With a margin for
+// rounding; 0 where the margin is not relative any more.
+template <class A>
+PYDET_HOST_DEVICE A share_of_side(A threshold, A box_area) {
+  constexpr A kTiny = static_cast<A>(1e-30), kLeast = static_cast<A>(1e-6);
+  return box_area < kTiny || !(threshold > kLeast) ? A(0) : threshold * (A(1) - A(1) / A(1024));
+}
+
 // By what measure a box hides another.
 enum class Overlap : int64_t { kIou = 0, kDiou = 1 };
 

@@ -125,6 +125,8 @@ inline void check_suppression_inputs(const char* op, const at::Tensor& boxes,
                                      const at::Tensor& scores,
                                      const std::optional<at::Tensor>& idxs) {
   check_boxes(op, "boxes", boxes);
+  TORCH_CHECK_VALUE(boxes.size(-2) <= INT32_MAX, op,
+                    ": boxes must hold at most 2147483647 boxes an image, got ", boxes.size(-2));
   const at::IntArrayRef shape = boxes.sizes().slice(0, boxes.dim() - 1);
   check_alike(op, "scores", scores, "boxes", boxes);
   TORCH_CHECK_VALUE(scores.sizes() == shape, op, ": scores must have shape ", shape, ", got ",

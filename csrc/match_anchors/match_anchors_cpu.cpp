@@ -41,7 +41,7 @@ struct MatchBlock {
       alignas(64) bits_t<A> best[kBlock], argmax[kBlock];
       bool touched = false;
       for (int64_t from = 0; from < image.num_truths; from += kBoundsLanes) {
-        uint32_t meets = image.bounds[from / kBoundsLanes].meets(hull.box, A(0));
+        uint32_t meets = image.bounds[from / kBoundsLanes].meets(hull.box);
         if (meets != 0 && !touched) {
           touched = true;
           load_block();

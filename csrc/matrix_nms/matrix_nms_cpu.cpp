@@ -23,12 +23,12 @@ template <class A>
 struct Group {
   BoxTree<A> tree;
   A (*peaks)[kBoundsLanes];  // [num_leaves] by leaf and lane: the greatest IoU with a better box
-  const int64_t* place;      // 32 * leaf + lane of each box, or -1
+  const uint32_t* place;     // 32 * leaf + lane of each box, or kNoPlace
 };
 
 // All IoUs of a leaf with box number k that count: those of better boxes; 0 for the others.
 template <class A>
-void better_ious(const Leaf<A>& leaf, int64_t k, const Box<A>& box, A box_area, A* ious) {
+void better_ious(const Leaf<A>& leaf, uint32_t k, const Box<A>& box, A box_area, A* ious) {
   for (int lane = 0; lane < kBoundsLanes; ++lane) {
     const A overlap = iou(intersection(box, leaf.boxes.box(lane)), box_area, leaf.area[lane]);
     ious[lane] = leaf.id[lane] < k ? overlap : A(0);
@@ -54,7 +54,7 @@ A greatest_of(const A* values) {
 // Calls visit(leaf number, leaf) for all leaves that the box meets.
 template <class A, class Visit>
 void for_each_leaf(const BoxTree<A>& tree, const Box<A>& box, const Visit& visit) {
-  tree.for_each_node(box, A(0), [&](int64_t node, uint32_t leaves) {
+  tree.for_each_node(box, [&](int64_t node, uint32_t leaves) {
     for (; leaves != 0; leaves &= leaves - 1) {
       const int64_t number = node * kBoundsLanes + __builtin_ctz(leaves);
       visit(number, tree.leaves[number]);
@@ -67,7 +67,7 @@ template <class A>
 struct FindPeaks {
   static void run(int64_t begin, int64_t end, const Group<A>* group) {
     for (int64_t k = begin; k < end; ++k) {
-      if (group->place[k] < 0) continue;
+      if (group->place[k] == kNoPlace) continue;
       const int64_t own = group->place[k] / kBoundsLanes;
       const int own_lane = static_cast<int>(group->place[k] % kBoundsLanes);
       const Box<A> box = group->tree.leaves[own].boxes.box(own_lane);
@@ -75,7 +75,7 @@ struct FindPeaks {
       A peak = 0;
       for_each_leaf(group->tree, box, [&](int64_t, const Leaf<A>& leaf) {
         A ious[kBoundsLanes];
-        better_ious(leaf, k, box, box_area, ious);
+        better_ious(leaf, static_cast<uint32_t>(k), box, box_area, ious);
         peak = std::max(peak, greatest_of(ious));
       });
       group->peaks[own][own_lane] = peak;
@@ -90,7 +90,7 @@ struct FindWeights {
                   A* weights) {
     for (int64_t k = begin; k < end; ++k) {
       weights[k] = 1;
-      if (group->place[k] < 0) continue;
+      if (group->place[k] == kNoPlace) continue;
       const int64_t own = group->place[k] / kBoundsLanes;
       const int own_lane = static_cast<int>(group->place[k] % kBoundsLanes);
       const Box<A> box = group->tree.leaves[own].boxes.box(own_lane);
@@ -98,7 +98,7 @@ struct FindWeights {
       MatrixDecay<A> decay(method);
       for_each_leaf(group->tree, box, [&](int64_t number, const Leaf<A>& leaf) {
         A ious[kBoundsLanes];
-        better_ious(leaf, k, box, box_area, ious);
+        better_ious(leaf, static_cast<uint32_t>(k), box, box_area, ious);
         const A* peaks = group->peaks[number];
         if (method == Decay::kLinear) {
           for (int lane = 0; lane < kBoundsLanes; ++lane) {
@@ -121,21 +121,28 @@ struct FindWeights {
 template <class T>
 struct Workspace {
   using A = acc_t<T>;
-  std::unique_ptr<Item[]> items, scratch, tree_items, tree_scratch;
-  std::unique_ptr<int64_t[]> order, group_begin, place;
+  std::unique_ptr<ScoreItem<A>[]> items, scratch;
+  std::unique_ptr<ClassItem[]> class_items, class_scratch;
+  std::unique_ptr<PlaceItem[]> place_items, place_scratch;
+  std::unique_ptr<int64_t[]> group_begin;
+  std::unique_ptr<uint32_t[]> order, place;
+  std::unique_ptr<Box<A>[]> boxes;  // class by class, in score order
   std::unique_ptr<A[]> weights, decayed;
   std::unique_ptr<Leaf<A>[]> leaves;
   std::unique_ptr<A[][kBoundsLanes]> peaks;
   std::unique_ptr<Bounds<A>[]> nodes, roots;
 
   explicit Workspace(int64_t n)
-      : items(new Item[n]),
-        scratch(new Item[n]),
-        tree_items(new Item[n]),
-        tree_scratch(new Item[n]),
-        order(new int64_t[n]),
+      : items(new ScoreItem<A>[n]),
+        scratch(new ScoreItem<A>[n]),
+        class_items(new ClassItem[n]),
+        class_scratch(new ClassItem[n]),
+        place_items(new PlaceItem[n]),
+        place_scratch(new PlaceItem[n]),
         group_begin(new int64_t[n + 1]),
-        place(new int64_t[n]),
+        order(new uint32_t[n]),
+        place(new uint32_t[n]),
+        boxes(new Box<A>[n]),
         weights(new A[n]),
         decayed(new A[n]),
         leaves(new Leaf<A>[leaf_begin(n)]),
@@ -149,7 +156,7 @@ constexpr int64_t kGrain = 256;
 
 // One class of an image: the boxes of ranks members[k].index, or k where members is null.
 template <class T>
-void run_group(int64_t begin, int64_t count, const MatrixNmsParams& p, const Item* members,
+void run_group(int64_t begin, int64_t count, const MatrixNmsParams& p, const ClassItem* members,
                const T* boxes, const T* scores, Workspace<T>& w) {
   using A = acc_t<T>;
   const auto index_of = [&](int64_t k) {
@@ -164,9 +171,9 @@ void run_group(int64_t begin, int64_t count, const MatrixNmsParams& p, const Ite
                   small ? &one_root : &w.roots[node]},
                  small ? one_peaks : &w.peaks[leaf],
                  &w.place[begin]};
-  build_tree<A>(
-      count, [&](int64_t k) { return load_box(boxes, index_of(k)); }, &w.tree_items[begin],
-      &w.tree_scratch[begin], &w.place[begin], &group.tree);
+  for (int64_t k = 0; k < count; ++k) w.boxes[begin + k] = load_box(boxes, index_of(k));
+  build_tree<A>(count, &w.boxes[begin], A(0), &w.place_items[begin], &w.place_scratch[begin],
+                &w.place[begin], &group.tree);
   for (int64_t i = 0; i < group.tree.num_leaves; ++i) {
     std::fill_n(group.peaks[i], kBoundsLanes, A(0));
   }
@@ -194,19 +201,22 @@ int64_t matrix_nms_image(const MatrixNmsParams& p, const T* boxes, const T* scor
   for (int64_t i = 0; i < p.num_boxes; ++i) {
     const A score = load(scores + i);
     w.decayed[i] = A(-1);
-    if (score > score_threshold) w.items[count++] = {score_key(score), i};
+    if (score > score_threshold) {
+      w.items[count++] = {score_key(score), static_cast<uint32_t>(i)};
+    }
   }
-  const Item* sorted = sort_items(count, w.items.get(), w.scratch.get());
+  const ScoreItem<A>* sorted = sort_items(count, w.items.get(), w.scratch.get());
   for (int64_t rank = 0; rank < count; ++rank) w.order[rank] = sorted[rank].index;
   if (idxs == nullptr) {
     run_group<T>(0, count, p, nullptr, boxes, scores, w);
   } else {
     for (int64_t rank = 0; rank < count; ++rank) {
-      w.items[rank] = {static_cast<uint64_t>(idxs[w.order[rank]]), rank};
+      w.class_items[rank] = {static_cast<uint64_t>(idxs[w.order[rank]]),
+                             static_cast<uint32_t>(rank)};
     }
     int64_t num_groups = 0;
-    const Item* members =
-        group_items(count, w.items.get(), w.scratch.get(), w.group_begin.get(), &num_groups);
+    const ClassItem* members = group_items(count, w.class_items.get(), w.class_scratch.get(),
+                                           w.group_begin.get(), &num_groups);
     const auto run_groups = [&](int64_t first, int64_t end) {
       for (int64_t group = first; group < end; ++group) {
         const int64_t begin = w.group_begin[group];

@@ -77,14 +77,13 @@ template <class A>
 struct PlaneBins {
   Bins<A> x, y;
 
-  template <class GetBox>
-  static PlaneBins of(int64_t count, const GetBox& box_of) {
+  static PlaneBins of(int64_t count, const Box<A>* boxes) {
     constexpr int64_t kSample = 64;
     A xs[kSample], ys[kSample];
     const int64_t sample = std::min(count, kSample);
     int64_t used = 0;
     for (int64_t i = 0; i < sample; ++i) {
-      const Box<A> box = box_of(i * count / sample);
+      const Box<A>& box = boxes[i * count / sample];
       if (!can_overlap(box, area(box))) continue;
       xs[used] = A(0.5) * box.x1 + A(0.5) * box.x2;
       ys[used++] = A(0.5) * box.y1 + A(0.5) * box.y2;
@@ -117,9 +116,7 @@ struct BitScratch {
 template <class A>
 class BitGroup {
  public:
-  // box_of(k) is box k of `count`.
-  template <class GetBox>
-  BitGroup(int64_t count, const GetBox& box_of, const SuppressionRule<A>& rule,
+  BitGroup(int64_t count, const Box<A>* boxes, const SuppressionRule<A>& rule,
            const PlaneBins<A>& plane, BitScratch<A>* scratch)
       : rule_(rule),
         plane_(plane),
@@ -134,7 +131,7 @@ class BitGroup {
         undecided_(scratch->undecided.get()),
         sets_(scratch->sets.get()) {
     for (int64_t k = 0; k < room_; ++k) {
-      const Box<A> box = k < count ? box_of(k) : Box<A>{};
+      const Box<A> box = k < count ? boxes[k] : Box<A>{};
       x1_[k] = box.x1;
       y1_[k] = box.y1;
       x2_[k] = box.x2;
@@ -206,21 +203,12 @@ class BitGroup {
     }
   }
 
-  // An IoU above t takes an intersection as wide as t times either box, and as high: what is hidden
-  // begins before the far end of this box less that much, and ends behind its near end and as much.
-  // Rounding: the product has a margin, and a coordinate that lies below a number lies below the
-  // number rounded. Below the limits the margin is not relative any more.
-  A share_of_side(A box_area) const {
-    constexpr A kTiny = static_cast<A>(1e-30), kLeast = static_cast<A>(1e-6);
-    return box_area < kTiny || !(rule_.threshold > kLeast)
-               ? A(0)
-               : rule_.threshold * (A(1) - A(1) / A(1024));
-  }
-
   // Strikes out the undecided boxes that box k hides.
   void strike_out(int64_t k) {
     const Box<A> hider = box(k);
-    const A share = share_of_side(area_[k]);
+    // What is hidden begins before the far end of this box less its share, and ends behind its near
+    // end and as much; a coordinate that lies below a number lies below the number rounded.
+    const A share = share_of_side(rule_.threshold, area_[k]);
     const A width = share * (hider.x2 - hider.x1), height = share * (hider.y2 - hider.y1);
     const int64_t first = k / kLine;
     const BitLine* begin_x = set(first, kBeginX, plane_.x(hider.x2 - width, num_bins_));

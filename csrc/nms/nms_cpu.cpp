@@ -15,52 +15,56 @@ namespace pydet {
 namespace cpu {
 namespace {
 
-// The boxes of one class in score order. members[k].index is the rank of the k-th (null: k itself),
-// order[rank] the index of its box.
-template <class T>
+// The boxes of one class in score order. members[k].index is the rank of the k-th (null: k itself).
+template <class A>
 struct Group {
   int64_t count, limit;  // `limit` boxes are kept at most
-  const Item* members;
-  const int64_t* order;
-  const T* boxes;
+  const ClassItem* members;
+  const Box<A>* boxes;
   uint8_t* keep;  // by rank: 1 for kept boxes
 
   int64_t rank(int64_t k) const { return members == nullptr ? k : members[k].index; }
-  Box<acc_t<T>> box(int64_t k) const { return load_box(boxes, order[rank(k)]); }
 };
 
 // Groups of more boxes take a tree: bits are compared for all that are left, whereas in a tree only
 // what is near is met.
 constexpr int64_t kMostByBits = 8192;
 
-template <class T>
+template <class A>
 struct SuppressByBits {
-  using A = acc_t<T>;
-
-  static void run(const Group<T>* group, const SuppressionRule<A>* rule, const PlaneBins<A>* plane,
+  static void run(const Group<A>* group, const SuppressionRule<A>* rule, const PlaneBins<A>* plane,
                   BitScratch<A>* scratch) {
-    BitGroup<A> bits(
-        group->count, [&](int64_t k) { return group->box(k); }, *rule, *plane, scratch);
+    BitGroup<A> bits(group->count, group->boxes, *rule, *plane, scratch);
     bits.run(group->limit, [&](int64_t k) { group->keep[group->rank(k)] = 1; });
   }
 };
 
-template <class T>
-struct SuppressByTree {
-  using A = acc_t<T>;
+// Memory of the tree of one group.
+template <class A>
+struct TreeScratch {
+  PlaceItem *items, *scratch;
+  uint32_t* place;
+  uint32_t* undecided;  // a bit a lane of each leaf
+  BoxTree<A> tree;
+};
 
-  // place[k] is where in the tree box k stands.
-  static void run(const Group<T>* group, const SuppressionRule<A>* rule, const BoxTree<A>* tree,
-                  const int64_t* place) {
+template <class A>
+struct SuppressByTree {
+  static void run(const Group<A>* group, const SuppressionRule<A>* rule, TreeScratch<A>* scratch) {
+    const BoxTree<A>& tree = scratch->tree;
+    uint32_t* undecided = scratch->undecided;
+    build_tree<A>(group->count, group->boxes, rule->threshold, scratch->items, scratch->scratch,
+                  scratch->place, &scratch->tree);
+    std::fill_n(undecided, tree.num_leaves, ~0u);
     int64_t num_kept = 0;
     for (int64_t k = 0; k < group->count && num_kept < group->limit; ++k) {
-      const int64_t where = place[k];
-      if (where >= 0) {
-        Leaf<A>& leaf = tree->leaves[where / kBoundsLanes];
-        const int lane = static_cast<int>(where % kBoundsLanes);
-        if ((leaf.alive >> lane & 1) == 0) continue;
-        leaf.alive &= ~(1u << lane);
-        strike_out(*rule, *tree, leaf.boxes.box(lane), leaf.area[lane]);
+      const uint32_t place = scratch->place[k];
+      if (place != kNoPlace) {
+        uint32_t& leaf = undecided[place / kBoundsLanes];
+        const uint32_t lane = 1u << place % kBoundsLanes;
+        if ((leaf & lane) == 0) continue;
+        leaf &= ~lane;
+        strike_out(*rule, tree, group->boxes[k], undecided);
       }
       group->keep[group->rank(k)] = 1;
       ++num_kept;
@@ -69,27 +73,28 @@ struct SuppressByTree {
 
  private:
   static void strike_out(const SuppressionRule<A>& rule, const BoxTree<A>& tree, const Box<A>& box,
-                         A box_area) {
-    const A least = least_intersection(box_area, rule.threshold);
-    tree.for_each_node(box, least, [&](int64_t node, uint32_t leaves) {
+                         uint32_t* undecided) {
+    const A box_area = area(box);
+    tree.for_each_node(box, [&](int64_t node, uint32_t leaves) {
       for (; leaves != 0; leaves &= leaves - 1) {
         const int child = __builtin_ctz(leaves);
-        Leaf<A>& leaf = tree.leaves[node * kBoundsLanes + child];
-        leaf.alive &= ~hidden_by(rule, leaf, box, box_area);
-        if (leaf.alive == 0) tree.nodes[node].clear(child);  // nobody comes here again
+        const int64_t number = node * kBoundsLanes + child;
+        undecided[number] &=
+            ~hidden_by(rule, tree.leaves[number], undecided[number], box, box_area);
+        if (undecided[number] == 0) tree.nodes[node].clear(child);  // nobody comes here again
       }
     });
   }
 
-  // A bit for each lane that the box hides; those that are not alive may have either.
-  static uint32_t hidden_by(const SuppressionRule<A>& rule, const Leaf<A>& leaf, const Box<A>& box,
-                            A box_area) {
+  // A bit for each lane of `among` that the box hides.
+  static uint32_t hidden_by(const SuppressionRule<A>& rule, const Leaf<A>& leaf, uint32_t among,
+                            const Box<A>& box, A box_area) {
     uint32_t maybe = 0, surely = 0;
     for (int lane = 0; lane < kBoundsLanes; ++lane) {
       const A inter = intersection(box, leaf.boxes.box(lane));
       maybe |= static_cast<uint32_t>(rule.may_hide(inter, box_area, leaf.area[lane])) << lane;
     }
-    for (maybe &= leaf.alive; maybe != 0; maybe &= maybe - 1) {
+    for (maybe &= among; maybe != 0; maybe &= maybe - 1) {
       const int lane = __builtin_ctz(maybe);
       surely |=
           static_cast<uint32_t>(rule.hides(box, box_area, leaf.boxes.box(lane), leaf.area[lane]))
@@ -103,51 +108,57 @@ struct SuppressByTree {
 template <class T>
 struct Workspace {
   using A = acc_t<T>;
-  std::unique_ptr<Item[]> items, scratch, tree_items, tree_scratch;
-  std::unique_ptr<int64_t[]> order, group_begin, place;
+  std::unique_ptr<ScoreItem<A>[]> items, scratch;
+  std::unique_ptr<ClassItem[]> class_items, class_scratch;
+  std::unique_ptr<PlaceItem[]> place_items, place_scratch;
+  std::unique_ptr<uint32_t[]> order, place, undecided;
+  std::unique_ptr<int64_t[]> group_begin;
+  std::unique_ptr<Box<A>[]> boxes;  // class by class, in score order
   std::unique_ptr<uint8_t[]> keep;
   std::unique_ptr<Leaf<A>[]> leaves;
   std::unique_ptr<Bounds<A>[]> nodes, roots;
   std::vector<BitScratch<A>> bits;  // one for each thread that may work on this image
 
-  Workspace(int64_t num_boxes, int64_t threads)
-      : items(new Item[num_boxes]),
-        scratch(new Item[num_boxes]),
-        order(new int64_t[num_boxes]),
-        group_begin(new int64_t[num_boxes + 1]),
+  Workspace(int64_t num_boxes, bool has_classes, int64_t threads)
+      : items(new ScoreItem<A>[num_boxes]),
+        scratch(new ScoreItem<A>[num_boxes]),
+        order(new uint32_t[num_boxes]),
+        boxes(new Box<A>[num_boxes]),
         keep(new uint8_t[num_boxes]) {
     for (int64_t i = 0; i < threads; ++i) bits.emplace_back(std::min(num_boxes, kMostByBits));
+    if (has_classes) {
+      class_items.reset(new ClassItem[num_boxes]);
+      class_scratch.reset(new ClassItem[num_boxes]);
+      group_begin.reset(new int64_t[num_boxes + 1]);
+    }
     if (num_boxes <= kMostByBits) return;
-    tree_items.reset(new Item[num_boxes]);
-    tree_scratch.reset(new Item[num_boxes]);
-    place.reset(new int64_t[num_boxes]);
+    place_items.reset(new PlaceItem[num_boxes]);
+    place_scratch.reset(new PlaceItem[num_boxes]);
+    place.reset(new uint32_t[num_boxes]);
+    undecided.reset(new uint32_t[leaf_begin(num_boxes)]);
     leaves.reset(new Leaf<A>[leaf_begin(num_boxes)]);
     nodes.reset(new Bounds<A>[node_begin(num_boxes)]);
     roots.reset(new Bounds<A>[node_begin(num_boxes)]);
   }
 };
 
-// Suppresses within one group; its boxes are the image's from `begin` on, if sorted by class.
+// Suppresses within the group that begins at box `begin` of w.boxes.
 template <class T>
-void suppress_group(int64_t begin, const Group<T>& group, const SuppressionRule<acc_t<T>>& rule,
-                    const PlaneBins<acc_t<T>>& plane, Workspace<T>& w, int64_t worker) {
+void suppress_group(int64_t begin, const Group<acc_t<T>>& group,
+                    const SuppressionRule<acc_t<T>>& rule, const PlaneBins<acc_t<T>>& plane,
+                    Workspace<T>& w, int64_t worker) {
   using A = acc_t<T>;
   if (group.count <= kMostByBits) {
-    run_on_best_isa<SuppressByBits<T>>(&group, &rule, &plane, &w.bits[worker]);
+    run_on_best_isa<SuppressByBits<A>>(&group, &rule, &plane, &w.bits[worker]);
     return;
   }
-  BoxTree<A> tree{0,
-                  0,
-                  0,
-                  w.leaves.get() + leaf_begin(begin),
-                  w.nodes.get() + node_begin(begin),
-                  w.roots.get() + node_begin(begin)};
-  int64_t* place = w.place.get() + begin;
-  build_tree<A>(
-      group.count, [&](int64_t k) { return group.box(k); }, w.tree_items.get() + begin,
-      w.tree_scratch.get() + begin, place, &tree);
-  run_on_best_isa<SuppressByTree<T>>(&group, &rule, static_cast<const BoxTree<A>*>(&tree),
-                                     static_cast<const int64_t*>(place));
+  const int64_t leaf = leaf_begin(begin), node = node_begin(begin);
+  TreeScratch<A> scratch{&w.place_items[begin],
+                         &w.place_scratch[begin],
+                         &w.place[begin],
+                         &w.undecided[leaf],
+                         {0, 0, 0, &w.leaves[leaf], &w.nodes[node], &w.roots[node]}};
+  run_on_best_isa<SuppressByTree<A>>(&group, &rule, &scratch);
 }
 
 // Boxes that a thread takes at a time, about.
@@ -160,26 +171,31 @@ void suppress(int64_t count, const NmsParams& p, const T* boxes, const int64_t* 
   using A = acc_t<T>;
   const SuppressionRule<A> rule(p.overlap, p.iou_threshold);
   std::fill_n(w.keep.get(), count, uint8_t{0});
-  const Group<T> all{count, p.max_output, nullptr, w.order.get(), boxes, w.keep.get()};
-  const auto plane = PlaneBins<A>::of(count, [&](int64_t k) { return all.box(k); });
+  const Group<A> all{count, p.max_output, nullptr, w.boxes.get(), w.keep.get()};
   if (idxs == nullptr) {
-    suppress_group(0, all, rule, plane, w, 0);
+    for (int64_t rank = 0; rank < count; ++rank) w.boxes[rank] = load_box(boxes, w.order[rank]);
+    suppress_group(0, all, rule, PlaneBins<A>::of(count, all.boxes), w, 0);
     return;
   }
   for (int64_t rank = 0; rank < count; ++rank) {
-    w.items[rank] = {static_cast<uint64_t>(idxs[w.order[rank]]), rank};
+    w.class_items[rank] = {static_cast<uint64_t>(idxs[w.order[rank]]), static_cast<uint32_t>(rank)};
   }
   int64_t num_groups = 0;
-  const Item* members =
-      group_items(count, w.items.get(), w.scratch.get(), w.group_begin.get(), &num_groups);
+  const ClassItem* members = group_items(count, w.class_items.get(), w.class_scratch.get(),
+                                         w.group_begin.get(), &num_groups);
+  for (int64_t k = 0; k < count; ++k) {
+    w.boxes[k] = load_box(boxes, w.order[members[k].index]);
+  }
+  const auto plane = PlaneBins<A>::of(count, all.boxes);
   const int64_t grain = std::max<int64_t>(1, kGrain * num_groups / std::max<int64_t>(1, count));
   parallel_workers(static_cast<int64_t>(w.bits.size()), num_groups, grain,
                    [&](int64_t worker, int64_t first, int64_t end) {
                      for (int64_t number = first; number < end; ++number) {
                        const int64_t begin = w.group_begin[number];
-                       Group<T> group = all;
+                       Group<A> group = all;
                        group.count = w.group_begin[number + 1] - begin;
                        group.members = members + begin;
+                       group.boxes = all.boxes + begin;
                        suppress_group(begin, group, rule, plane, w, worker);
                      }
                    });
@@ -193,9 +209,10 @@ int64_t nms_image(const NmsParams& p, const T* boxes, const T* scores, const int
   int64_t count = 0;
   for (int64_t i = 0; i < p.num_boxes; ++i) {
     const acc_t<T> score = load(scores + i);
-    if (!p.filter_scores || score > score_threshold) w.items[count++] = {score_key(score), i};
+    if (!p.filter_scores || score > score_threshold)
+      w.items[count++] = {score_key(score), static_cast<uint32_t>(i)};
   }
-  const Item* sorted = sort_items(count, w.items.get(), w.scratch.get());
+  const ScoreItem<acc_t<T>>* sorted = sort_items(count, w.items.get(), w.scratch.get());
   for (int64_t rank = 0; rank < count; ++rank) w.order[rank] = sorted[rank].index;
 
   // Often a few of the best boxes fill the output: try with those first. Eight times as many at
@@ -225,7 +242,7 @@ void nms(const NmsParams& params, const T* boxes, const T* scores, const int64_t
   // The classes of a single image are shared out.
   const bool share = workers == 1 && idxs != nullptr;
   const int64_t threads = share ? std::min(num_threads(), n / kGrain + 1) : 1;
-  for (int64_t i = 0; i < workers; ++i) workspaces.emplace_back(n, threads);
+  for (int64_t i = 0; i < workers; ++i) workspaces.emplace_back(n, idxs != nullptr, threads);
   parallel_workers(workers, params.batch, 1, [&](int64_t worker, int64_t b, int64_t) {
     counts[b] = nms_image(params, boxes + 4 * b * n, scores + b * n,
                           idxs == nullptr ? nullptr : idxs + b * n, workspaces[worker],

@@ -24,12 +24,12 @@ namespace {
 template <class A>
 struct Best {
   bits_t<A> score[kBoundsLanes];
-  int64_t id[kBoundsLanes];
+  uint32_t id[kBoundsLanes];
 
   void clear() {
     for (int lane = 0; lane < kBoundsLanes; ++lane) {
       score[lane] = to_bits(A(-1));
-      id[lane] = std::numeric_limits<int64_t>::max();
+      id[lane] = kNoPlace;
     }
   }
 
@@ -65,7 +65,7 @@ struct Group {
   BoxTree<A> tree;
   A (*scores)[kBoundsLanes];  // [num_leaves] by leaf and lane; -1 is out
   Best<A>*of_leaves, *of_nodes;
-  int64_t* place;
+  uint32_t* place;
 };
 
 template <class A>
@@ -120,13 +120,14 @@ struct PickFromGroup {
     const A* scores = group.scores[leaf];
     bits_t<A> best = to_bits(scores[0]);
     for (int lane = 1; lane < kBoundsLanes; ++lane) best = std::max(best, to_bits(scores[lane]));
-    uint32_t equal = 0;
+    const uint32_t* ids = group.tree.leaves[leaf].id;
+    uint32_t id = kNoPlace;  // of equals the smallest
     for (int lane = 0; lane < kBoundsLanes; ++lane) {
-      equal |= static_cast<uint32_t>(to_bits(scores[lane]) == best) << lane;
+      id = std::min(id, to_bits(scores[lane]) == best ? ids[lane] : kNoPlace);
     }
     Best<A>& node = group.of_leaves[leaf / kBoundsLanes];
     node.score[leaf % kBoundsLanes] = best;
-    node.id[leaf % kBoundsLanes] = group.tree.leaves[leaf].id[__builtin_ctz(equal)];
+    node.id[leaf % kBoundsLanes] = id;
   }
 
   static void refresh_node(const Group<A>& group, int64_t node) {
@@ -137,8 +138,7 @@ struct PickFromGroup {
   // Lowers the scores of all boxes that meet this one, which itself is out already.
   static void decay(const Rule<A>& rule, const Group<A>& group, const Box<A>& box, A box_area) {
     const bool linear = rule.method == Decay::kLinear;
-    const A least = linear ? least_intersection(box_area, rule.iou_threshold) : A(0);
-    group.tree.for_each_node(box, least, [&](int64_t node, uint32_t leaves) {
+    group.tree.for_each_node(box, [&](int64_t node, uint32_t leaves) {
       for (; leaves != 0; leaves &= leaves - 1) {
         const int64_t number = node * kBoundsLanes + __builtin_ctz(leaves);
         const Leaf<A>& leaf = group.tree.leaves[number];
@@ -163,8 +163,8 @@ struct PickFromGroup {
 // Kernel for run_on_best_isa, which takes plain arguments.
 template <class A>
 struct RunGroup {
-  static void run(int64_t limit, const Rule<A>* rule, const Group<A>* group, const Item* members,
-                  A* decayed) {
+  static void run(int64_t limit, const Rule<A>* rule, const Group<A>* group,
+                  const ClassItem* members, A* decayed) {
     PickFromGroup<A>::pick(limit, *rule, *group, [&](int64_t k, A score) {
       decayed[members == nullptr ? k : members[k].index] = score;
     });
@@ -175,8 +175,12 @@ struct RunGroup {
 template <class T>
 struct Workspace {
   using A = acc_t<T>;
-  std::unique_ptr<Item[]> items, scratch, tree_items, tree_scratch;
-  std::unique_ptr<int64_t[]> group_begin, place;
+  std::unique_ptr<ScoreItem<A>[]> items, scratch;
+  std::unique_ptr<ClassItem[]> class_items, class_scratch;
+  std::unique_ptr<PlaceItem[]> place_items, place_scratch;
+  std::unique_ptr<int64_t[]> group_begin;
+  std::unique_ptr<uint32_t[]> place;
+  std::unique_ptr<Box<A>[]> boxes;  // class by class
   std::unique_ptr<A[]> decayed;
   std::unique_ptr<Leaf<A>[]> leaves;
   std::unique_ptr<A[][kBoundsLanes]> scores;
@@ -184,12 +188,15 @@ struct Workspace {
   std::unique_ptr<Best<A>[]> of_leaves, of_nodes;
 
   explicit Workspace(int64_t n)
-      : items(new Item[n]),
-        scratch(new Item[n]),
-        tree_items(new Item[n]),
-        tree_scratch(new Item[n]),
+      : items(new ScoreItem<A>[n]),
+        scratch(new ScoreItem<A>[n]),
+        class_items(new ClassItem[n]),
+        class_scratch(new ClassItem[n]),
+        place_items(new PlaceItem[n]),
+        place_scratch(new PlaceItem[n]),
         group_begin(new int64_t[n + 1]),
-        place(new int64_t[n]),
+        place(new uint32_t[n]),
+        boxes(new Box<A>[n]),
         decayed(new A[n]),
         leaves(new Leaf<A>[leaf_begin(n)]),
         scores(new A[leaf_begin(n)][kBoundsLanes]),
@@ -202,9 +209,11 @@ struct Workspace {
 // One class of an image: its boxes are members[k].index, or k where members is null.
 template <class T>
 void run_group(int64_t begin, int64_t count, int64_t limit, const Rule<acc_t<T>>& rule,
-               const Item* members, const T* boxes, const T* scores, Workspace<T>& w) {
+               const ClassItem* members, const T* boxes, const T* scores, Workspace<T>& w) {
   using A = acc_t<T>;
-  const auto index_of = [&](int64_t k) { return members == nullptr ? k : members[k].index; };
+  const auto index_of = [&](int64_t k) -> int64_t {
+    return members == nullptr ? k : members[k].index;
+  };
   const int64_t leaf = leaf_begin(begin), node = node_begin(begin);
   Leaf<A> one_leaf;
   A one_scores[1][kBoundsLanes];
@@ -217,17 +226,19 @@ void run_group(int64_t begin, int64_t count, int64_t limit, const Rule<acc_t<T>>
                  small ? &one_of_leaves : &w.of_leaves[node],
                  small ? &one_of_nodes : &w.of_nodes[node],
                  &w.place[begin]};
-  build_tree<A>(
-      count, [&](int64_t k) { return load_box(boxes, index_of(k)); }, &w.tree_items[begin],
-      &w.tree_scratch[begin], group.place, &group.tree);
+  for (int64_t k = 0; k < count; ++k) w.boxes[begin + k] = load_box(boxes, index_of(k));
+  // A Gaussian decays whatever overlaps.
+  const A threshold = rule.method == Decay::kLinear ? rule.iou_threshold : A(0);
+  build_tree<A>(count, &w.boxes[begin], threshold, &w.place_items[begin], &w.place_scratch[begin],
+                group.place, &group.tree);
   for (int64_t i = 0; i < group.tree.num_leaves; ++i) {
     std::fill_n(group.scores[i], kBoundsLanes, A(-1));
   }
   for (int64_t k = 0; k < count; ++k) {
     const A score = score_or_out(load(scores + index_of(k)), rule.score_threshold);
-    const int64_t place = group.place[k];
-    w.decayed[index_of(k)] = place < 0 ? score : A(-1);
-    if (place >= 0) group.scores[place / kBoundsLanes][place % kBoundsLanes] = score;
+    const uint32_t place = group.place[k];
+    w.decayed[index_of(k)] = place == kNoPlace ? score : A(-1);
+    if (place != kNoPlace) group.scores[place / kBoundsLanes][place % kBoundsLanes] = score;
   }
   if (group.tree.num_leaves == 0) return;
   run_on_best_isa<RunGroup<A>>(limit, &rule, static_cast<const Group<A>*>(&group), members,
@@ -248,10 +259,12 @@ int64_t soft_nms_image(const SoftNmsParams& p, const T* boxes, const T* scores, 
   if (idxs == nullptr) {
     run_group<T>(0, n, p.max_output, rule, nullptr, boxes, scores, w);
   } else {
-    for (int64_t i = 0; i < n; ++i) w.items[i] = {static_cast<uint64_t>(idxs[i]), i};
+    for (int64_t i = 0; i < n; ++i) {
+      w.class_items[i] = {static_cast<uint64_t>(idxs[i]), static_cast<uint32_t>(i)};
+    }
     int64_t num_groups = 0;
-    const Item* members =
-        group_items(n, w.items.get(), w.scratch.get(), w.group_begin.get(), &num_groups);
+    const ClassItem* members = group_items(n, w.class_items.get(), w.class_scratch.get(),
+                                           w.group_begin.get(), &num_groups);
     parallel_for(num_groups, kGrain * num_groups / std::max<int64_t>(1, n),
                  [&](int64_t first, int64_t end) {
                    for (int64_t group = first; group < end; ++group) {

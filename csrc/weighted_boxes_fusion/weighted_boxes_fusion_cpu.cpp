@@ -30,8 +30,8 @@ struct Block {
 template <class T>
 struct Group {
   int64_t count;
-  const Item* members;   // by falling score: members[k].index is a rank (null: k itself)
-  const int64_t* order;  // the box of each rank
+  const ClassItem* members;  // by falling score: members[k].index is a rank (null: k itself)
+  const uint32_t* order;     // the box of each rank
   const T *boxes, *scores;
   Cluster<acc_t<T>>* clusters;  // [count]
   Block<acc_t<T>>* blocks;      // [ceil(count / 32)]
@@ -100,17 +100,21 @@ struct FuseGroup {
 template <class T>
 struct Workspace {
   using A = acc_t<T>;
-  std::unique_ptr<Item[]> items, scratch;
-  std::unique_ptr<int64_t[]> order, group_begin;
+  std::unique_ptr<ScoreItem<A>[]> items, scratch;
+  std::unique_ptr<ClassItem[]> class_items, class_scratch;
+  std::unique_ptr<int64_t[]> group_begin;
+  std::unique_ptr<uint32_t[]> order;
   std::unique_ptr<A[]> scores;
   std::unique_ptr<Cluster<A>[]> clusters;
   std::unique_ptr<Block<A>[]> blocks;
 
   explicit Workspace(int64_t n)
-      : items(new Item[n]),
-        scratch(new Item[n]),
-        order(new int64_t[n]),
+      : items(new ScoreItem<A>[n]),
+        scratch(new ScoreItem<A>[n]),
+        class_items(new ClassItem[n]),
+        class_scratch(new ClassItem[n]),
         group_begin(new int64_t[n + 1]),
+        order(new uint32_t[n]),
         scores(new A[n]),
         clusters(new Cluster<A>[n]),
         blocks(new Block<A>[leaf_begin(n)]) {}
@@ -146,20 +150,21 @@ int64_t fuse_image(const FusionParams& p, const T* boxes, const T* scores, const
     const A score = load(scores + i);
     w.scores[i] = A(-1);
     store_box(fused, i, Box<A>{0, 0, 0, 0});
-    if (score > A(0)) w.items[count++] = {score_key(score), i};
+    if (score > A(0)) w.items[count++] = {score_key(score), static_cast<uint32_t>(i)};
   }
-  const Item* sorted = sort_items(count, w.items.get(), w.scratch.get());
+  const ScoreItem<A>* sorted = sort_items(count, w.items.get(), w.scratch.get());
   for (int64_t rank = 0; rank < count; ++rank) w.order[rank] = sorted[rank].index;
   const Group<T> all{count, nullptr, w.order.get(), boxes, scores, nullptr, nullptr};
   if (idxs == nullptr) {
     if (count > 0) run_group(0, all, p, w, fused);
   } else {
     for (int64_t rank = 0; rank < count; ++rank) {
-      w.items[rank] = {static_cast<uint64_t>(idxs[w.order[rank]]), rank};
+      w.class_items[rank] = {static_cast<uint64_t>(idxs[w.order[rank]]),
+                             static_cast<uint32_t>(rank)};
     }
     int64_t num_groups = 0;
-    const Item* members =
-        group_items(count, w.items.get(), w.scratch.get(), w.group_begin.get(), &num_groups);
+    const ClassItem* members = group_items(count, w.class_items.get(), w.class_scratch.get(),
+                                           w.group_begin.get(), &num_groups);
     parallel_for(num_groups, kGrain * num_groups / std::max<int64_t>(1, count),
                  [&](int64_t first, int64_t end) {
                    for (int64_t number = first; number < end; ++number) {
