@@ -250,6 +250,26 @@ def test_any_scale(device, threshold):
     assert ops.nms(boxes + 2.0**23, scores, threshold).tolist() == keep
 
 
+@pytest.mark.parametrize("scale", [1.0, 2.0**-60, 2.0**50])
+@pytest.mark.parametrize("share", [2.0**-6, 0.25, 0.5, 0.875])
+def test_many_at_the_threshold(device, share, scale):
+    """Pairs whose IoU is exactly the threshold: nothing is hidden, nor lost by the search."""
+    pairs = 5000
+    places = torch.arange(pairs, device=device)
+    corners = torch.stack([places % 100, places // 100], 1).repeat(1, 2) * 128.0
+    whole = corners + torch.tensor([0.0, 0, 64, 64], device=device)
+    part = whole.clone()  # the left, upper, right or lower end of the other
+    end = places % 4
+    cut = 64 * (1 - share)
+    part[places, (end + 2) % 4] += torch.where(end < 2, -cut, cut)
+    scores = torch.cat([places % 7 + 8.0, places % 7 + 0.0])
+    order = scores.argsort(descending=True, stable=True)
+    for pair in ([whole, part], [part, whole]):
+        boxes = torch.cat(pair) * scale
+        assert torch.equal(ops.nms(boxes, scores, share), order)
+        assert torch.equal(ops.nms(boxes, scores, share - 2.0**-20), order[:pairs])
+
+
 @pytest.mark.parametrize("threshold", [0.0, 0.25, 0.5, 0.875, 1.0])
 @pytest.mark.parametrize(
     "count", [0, 1, 31, 32, 33, 63, 64, 65, 300, 520, pytest.param(700, marks=pytest.mark.large)]
