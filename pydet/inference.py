@@ -25,6 +25,8 @@ from pydet.metrics import (
 from pydet.models import Detector
 from pydet.structures import Detection, Target
 
+_GRACE = 60  # seconds that readers go on after a SIGTERM
+
 ImageSource = Tensor | str | os.PathLike[str]
 
 
@@ -49,8 +51,9 @@ def detect(
 
     Raises:
         DatasetError: a file is not an image that can be read; `detect_files` goes on instead.
+        ValueError: `batch_size` is not positive.
     """
-    device = _prepare(model, device)
+    device = _prepare(model, device, batch_size)
     detections: list[Detection] = []
     for start in range(0, len(images), batch_size):
         batch = [
@@ -97,7 +100,7 @@ def detect_files(
     Yields:
         One `FileDetection` a path, in their order.
     """
-    device = _prepare(model, device)
+    device = _prepare(model, device, batch_size)
     for start in range(0, len(paths), batch_size):
         files = []
         for path in map(Path, paths[start : start + batch_size]):
@@ -111,8 +114,14 @@ def detect_files(
             yield file if file.image is None else replace(file, detection=next(found))
 
 
-def find_images(path: str | os.PathLike[str]) -> list[Path]:
+def find_images(
+    path: str | os.PathLike[str], *, leave_out: str | os.PathLike[str] | None = None
+) -> list[Path]:
     """The image files of a folder and the folders in it, by name; or the one file given.
+
+    Args:
+        path: the folder or file.
+        leave_out: a folder in it whose files are not wanted, such as one for results.
 
     Raises:
         FileNotFoundError: there is nothing, or no image in it.
@@ -120,14 +129,18 @@ def find_images(path: str | os.PathLike[str]) -> list[Path]:
     root = Path(path)
     if root.is_file():
         return [root]
-    found = sorted(file for file in root.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+    files = (file for file in root.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+    others = None if leave_out is None else Path(leave_out).resolve()
+    found = sorted(f for f in files if f.is_file() and others not in f.resolve().parents)
     if not found:
         what = "holds no image file" if root.is_dir() else "is neither a file nor a folder"
         raise FileNotFoundError(f"detect: {root} {what}")
     return found
 
 
-def _prepare(model: Detector, device: torch.device | str | None) -> torch.device:
+def _prepare(model: Detector, device: torch.device | str | None, batch_size: int) -> torch.device:
+    if batch_size < 1:
+        raise ValueError(f"detect: batch_size must be at least 1, got {batch_size}")
     if device is not None:
         model.to(device)
     model.eval()
@@ -139,10 +152,9 @@ def _detect_batch(
 ) -> list[Detection]:
     # Resized one by one: images of a batch may differ in dtype, device and size.
     samples = [model.preprocessing.resize_sample(image.to(device), None) for image in images]
-    floating = any(image.is_floating_point() for image, _ in samples)
-    if floating:
+    if len({image.dtype for image, _ in samples}) > 1:
         samples = [
-            (image if image.is_floating_point() else image.float() / 255, target)
+            (image.float() if image.is_floating_point() else image.float() / 255, target)
             for image, target in samples
         ]
     batch, _ = model.preprocessing.collate(samples)
@@ -202,7 +214,7 @@ def collect_results(
     Returns:
         Results in COCO format, with the data set's own image and category ids.
     """
-    device = _prepare(model, device)
+    device = _prepare(model, device, batch_size)
     indices = range(rank, len(dataset), world_size)
     loader: DataLoader[Any] = DataLoader(
         _Images(dataset, indices, model.preprocessing.resize_sample),
@@ -225,9 +237,11 @@ def collect_results(
 
 
 def start_worker(_: int) -> None:
-    """First act of a process that reads images: Ctrl-C is its parent's to answer; one thread."""
+    """First act of a process that reads images: signals are its parent's to answer; one thread."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # Service managers send SIGTERM to all processes of a group at once. The parent, who writes a
+    # checkpoint then, fails if its readers die before; nor may they refuse to die for ever.
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))
     torch.set_num_threads(1)
 
 

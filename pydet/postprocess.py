@@ -54,7 +54,8 @@ def top_candidates(
         quality: [B, A] in 0 ... 1: a factor of the scores of each anchor, or none.
 
     Returns:
-        N = the sum over levels of min(max_per_level, anchors · K). A NaN scores -inf.
+        N = the sum over levels of min(max_per_level, anchors · K). A NaN scores -inf,
+        and so do all classes of its anchor while there are others.
     """
     batch, _, classes = logits.shape
     counts = list(num_per_level)
@@ -82,8 +83,12 @@ def top_candidates(
 
 
 def _rank(logits: Tensor, factor: Tensor | None) -> Tensor:
-    """What pairs are ranked by: their scores, or logits, which have the same order."""
-    return logits if factor is None else at_least_float32(logits).sigmoid() * factor
+    """What pairs are ranked by: their scores, or logits, which have the same order.
+
+    NaN is -inf: a search would find it first, and leave no place for numbers.
+    """
+    ranks = logits if factor is None else at_least_float32(logits).sigmoid() * factor
+    return ranks.masked_fill(ranks.isnan(), float("-inf"))
 
 
 def top_candidates_per_class(

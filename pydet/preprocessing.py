@@ -119,7 +119,7 @@ class Preprocessing:
         result["boxes"] = boxes.to(torch.float32) * _to_device(scale, boxes.device)
         if "area" in target:
             result["area"] = target["area"] * (ratio_y * ratio_x)
-        return self._resize_image(image, new), result
+        return resize_image(image, new, self.antialias), result
 
     def collate(self, samples: Sequence[tuple[Tensor, Target]]) -> tuple[ImageBatch, PackedTargets]:
         """Pads images of any sizes to one batch and packs their targets (DataLoader's collate_fn).
@@ -187,7 +187,9 @@ class Preprocessing:
         for index, image in enumerate(images):
             _check_image("batch", f"images[{index}]", image)
         if targets is None:
-            resized = [self._resize_image(image, self._new_size(image)) for image in images]
+            resized = [
+                resize_image(image, self._new_size(image), self.antialias) for image in images
+            ]
             return self._pad(resized, [(i.shape[1], i.shape[2]) for i in images]), None
         _ = pack_targets(targets, op="batch") if len(targets) else None  # checks before resizing
         # A target of another pass through a transform may carry its own original_size: not ours.
@@ -227,23 +229,6 @@ class Preprocessing:
     def _new_size(self, image: Tensor) -> Size:
         return self.resized_size((image.shape[1], image.shape[2]))
 
-    def _resize_image(self, image: Tensor, size: Size) -> Tensor:
-        if tuple(image.shape[1:]) == size:
-            return image
-        # torch resizes bytes on the CPU only, and, to a width of one pixel, wrongly.
-        is_exact = image.is_floating_point() or (image.device.type == "cpu" and size[1] > 1)
-        values = image if is_exact else image.float()
-        # torch lays out the result as the batch is, but image[None] has the strides of neither
-        # layout. One pixel wide, it takes planar results for channels_last ones: nothing said then.
-        if size[1] == 1:
-            batch = values[None]
-        else:
-            batch = values.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
-        values = F.interpolate(
-            batch, size, mode="bilinear", align_corners=False, antialias=self.antialias
-        )[0]
-        return values if values.dtype == image.dtype else values.round().clamp(0, 255).byte()
-
     def _pad(self, images: Sequence[Tensor], original_sizes: Sequence[Size]) -> ImageBatch:
         first = images[0]
         for index, image in enumerate(images):
@@ -262,8 +247,8 @@ class Preprocessing:
             padded = first.new_zeros(len(images), height, width, 3).permute(0, 3, 1, 2)
         else:
             padded = first.new_zeros(len(images), 3, height, width)
-        for row, image in zip(padded, images, strict=True):
-            row[:, : image.shape[1], : image.shape[2]] = image
+        for row, image in enumerate(images):
+            padded[row, :, : image.shape[1], : image.shape[2]] = image
         sizes = tuple((image.shape[1], image.shape[2]) for image in images)
         return ImageBatch(padded, sizes, tuple((int(h), int(w)) for h, w in original_sizes))
 
@@ -294,6 +279,33 @@ class Preprocessing:
 
 def _is_positive_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def resize_image(image: Tensor, size: Size, antialias: bool = True) -> Tensor:
+    """Resamples an image bilinearly.
+
+    Args:
+        image: [3, H, W] uint8 or floating.
+        size: (height, width) of the result.
+        antialias: Whether shrinking averages over all pixels that it merges.
+
+    Returns:
+        [3, height, width] of the same dtype, laid out in memory as the image is.
+    """
+    if tuple(image.shape[1:]) == size:
+        return image
+    # torch resizes bytes on the CPU only, and, to a width of one pixel, wrongly.
+    is_exact = image.is_floating_point() or (image.device.type == "cpu" and size[1] > 1)
+    values = image if is_exact else image.float()
+    # torch lays out the result as the batch is, but image[None] has the strides of neither layout.
+    # One pixel wide, it takes planar results for channels_last ones: nothing said then.
+    if size[1] == 1:
+        batch = values[None]
+    else:
+        batch = values.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
+    values = F.interpolate(batch, size, mode="bilinear", align_corners=False, antialias=antialias)
+    values = values[0]
+    return values if values.dtype == image.dtype else values.round().clamp(0, 255).byte()
 
 
 def _float32_ratio(new: int, old: int) -> float:

@@ -4,6 +4,7 @@
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -124,6 +125,17 @@ def test_detect_writes_pictures_and_coco_results(trained, drawn, tmp_path, capsy
     assert all(len(r["bbox"]) == 4 and 0 <= r["score"] <= 1 for r in results)
 
 
+def test_detect_leaves_out_what_it_has_drawn(trained, drawn, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(min((drawn / "val").glob("*.jpg")), tmp_path / "a.jpg")
+    weights = str(trained / "last.safetensors")
+    for _ in range(2):
+        assert main(["detect", ".", "--weights", weights, "--device", "cpu"]) == 0
+        assert "in 1 images, 0 left out" in capsys.readouterr().out
+    assert main(["detect", "detections", "--weights", weights, "--device", "cpu"]) == 2
+    assert "--output must be another folder" in capsys.readouterr().err
+
+
 def test_pycocotools_reads_the_results(trained, drawn, tmp_path):
     coco = pytest.importorskip("pycocotools.coco")
     weights, data = str(trained / "last.safetensors"), str(drawn)
@@ -148,6 +160,7 @@ def test_pycocotools_reads_the_results(trained, drawn, tmp_path):
         (["train", "tiny", "--data", "DATA", "--config", "/nowhere.toml"], "/nowhere.toml"),
         (["train", "--resume-from", "/nowhere.ckpt"], "there is no such checkpoint"),
         (["eval", "--weights", "/nowhere.safetensors", "--data", "DATA"], "/nowhere.safetensors"),
+        (["eval", "--weights", "W", "--data", "DATA", "--device", "tpu"], "must be one of cpu"),
         (["detect", "/nowhere", "--weights", "W"], "/nowhere is neither a file nor a folder"),
     ],
 )
@@ -158,7 +171,7 @@ def test_errors_of_users_are_one_sentence(arguments, words, drawn, tmp_path, cap
     (line,) = capsys.readouterr().err.strip().split("\n")
     assert line.startswith(f"pydet {arguments[0]}: error: ")
     assert words in line
-    with pytest.raises((ValueError, OSError, ImportError, Exception), match=r"."):
+    with pytest.raises(Exception, match=re.escape(words)):
         main([*arguments, "--debug"])
     assert not list(tmp_path.iterdir())
 

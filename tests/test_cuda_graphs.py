@@ -16,6 +16,9 @@ CALLS = {
     "batched_soft_nms": lambda b, s, i: ops.batched_soft_nms(b, s, i, max_output=50),
     "matrix_nms": lambda b, s, i: ops.matrix_nms(b, s, i, max_output=50),
     "weighted_boxes_fusion": lambda b, s, i: ops.weighted_boxes_fusion(b, s, i, 2, max_output=50),
+    "weighted_boxes_fusion with weights": lambda b, s, i: ops.weighted_boxes_fusion(
+        b, s, i, 2, weights=[1, 3], models=i % 2, max_output=50
+    ),
 }
 
 

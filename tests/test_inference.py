@@ -151,3 +151,11 @@ def test_find_images(tmp_path):
         "b/c.png",
     ]
     assert find_images(tmp_path / "notes.txt") == [tmp_path / "notes.txt"]
+    (tmp_path / "folder.png").mkdir()
+    assert find_images(tmp_path, leave_out=tmp_path / "b") == [tmp_path / "a.JPG"]
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_batch_size_is_checked(batch_size):
+    with pytest.raises(ValueError, match=f"batch_size must be at least 1, got {batch_size}"):
+        detect(create_model("tiny", 6), [torch.zeros(3, 9, 9)], batch_size=batch_size)

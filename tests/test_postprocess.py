@@ -96,6 +96,14 @@ def test_background_is_no_candidate_and_takes_its_share_of_the_score():
     torch.testing.assert_close(found.scores, torch.tensor([[0.125, 0.25]]))
 
 
+@pytest.mark.parametrize("quality", [None, torch.full((1, 4), 0.5)])
+def test_a_nan_logit_takes_no_place(quality):
+    logits = torch.tensor([[[math.nan, 2.0], [1.0, 0.0], [math.nan, math.nan], [3.0, -1.0]]])
+    found = top_candidates(logits, [4], 0.0, 2, quality)
+    assert sorted(found.anchor_idxs[0].tolist()) == [1, 3]
+    assert found.labels.tolist() == [[0, 0]]
+
+
 def test_anchor_with_a_nan_is_no_candidate_and_takes_no_place():
     logits = torch.tensor([[[math.nan, 2.0, 0], [1.0, 0, 0], [0.5, 0.2, 0], [-math.inf, 1.0, 0]]])
     found = top_candidates_per_class(logits, 0.05, 2)

@@ -175,6 +175,13 @@ def test_wrong_input_is_refused_in_words(images, targets, error, words):
         PLAIN.batch(images, targets)
 
 
+def test_images_may_ask_for_gradients():
+    images = [torch.rand(3, 5, 7, requires_grad=True), torch.rand(3, 8, 4, requires_grad=True)]
+    batch, _ = PLAIN.batch(images)
+    PLAIN.normalize(batch).sum().backward()
+    assert all(image.grad.abs().min() > 0 for image in images)
+
+
 def test_packed_targets_must_fit_the_batch():
     batch = ImageBatch(torch.rand(2, 3, 8, 8), ((8, 8),) * 2, ((8, 8),) * 2)
     with pytest.raises(ValueError, match="for the 2 images of the batch, got 1"):

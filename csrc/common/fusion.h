@@ -35,11 +35,12 @@ struct Cluster {
     fused = {x1 / weight, y1 / weight, x2 / weight, y2 / weight};
   }
 
-  // The paper's step 6: a cluster that fewer boxes confirm than there are models counts less.
+  // The paper's step 6: a cluster that fewer boxes confirm than there are models counts less. The
+  // maximum is not lowered (the authors' code); total_weight is the greatest weight then.
   PYDET_HOST_DEVICE A score(bool by_best, bool overflow, int64_t num_models, A total_weight) const {
+    if (by_best) return best / total_weight;
     const int64_t confirmed = overflow || count < num_models ? count : num_models;
-    const A mean = by_best ? best : weight / static_cast<A>(count);
-    return mean * (static_cast<A>(confirmed) / total_weight);
+    return weight / static_cast<A>(count) * (static_cast<A>(confirmed) / total_weight);
   }
 };
 

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <exception>
 #include <thread>
 #include <vector>
 
@@ -28,7 +29,8 @@ inline int64_t num_threads() {
 // `workers` threads; pieces of one worker run one after the other, so that they may share its
 // memory. The pieces are the same whatever the number of threads, so a body that writes only its
 // own piece gives the same bits on any machine. Pieces are taken from a counter, so a slow one
-// holds nobody up. `body` must not throw.
+// holds nobody up. What a piece throws (std::bad_alloc, say) is thrown here when all have stopped;
+// of several the first.
 template <class Body>
 void parallel_workers(int64_t workers, int64_t count, int64_t grain, const Body& body) {
   if (count <= 0) return;
@@ -41,10 +43,17 @@ void parallel_workers(int64_t workers, int64_t count, int64_t grain, const Body&
     return;
   }
   std::atomic<int64_t> next{0}, next_worker{0};
+  std::atomic_flag failed = ATOMIC_FLAG_INIT;
+  std::exception_ptr error;
   const auto work = [&] {
     const int64_t worker = next_worker++;
-    for (int64_t piece = next++; piece < pieces; piece = next++) {
-      body(worker, piece * grain, std::min((piece + 1) * grain, count));
+    try {
+      for (int64_t piece = next++; piece < pieces; piece = next++) {
+        body(worker, piece * grain, std::min((piece + 1) * grain, count));
+      }
+    } catch (...) {
+      if (!failed.test_and_set()) error = std::current_exception();
+      next = pieces;  // the others stop, too
     }
   };
 #if defined(_OPENMP)
@@ -56,6 +65,7 @@ void parallel_workers(int64_t workers, int64_t count, int64_t grain, const Body&
   work();
   for (std::thread& thread : others) thread.join();
 #endif
+  if (error) std::rethrow_exception(error);
 }
 
 // The same without memory of their own, on all threads: calls body(begin, end).

@@ -5,8 +5,9 @@
 // middle of each. Here two bins of two samples:
 //
 //   low                    high      corners of the box, times spatial_scale, minus the offset
-//    |  *     *  |  *     *  |       position = start + bin * bin_size + (i + 1/2) * bin_size /
-//    grid
+//    |  *     *  |  *     *  |
+//
+//   position = start + bin * bin_size + (i + 1/2) * bin_size / grid
 //
 // Positions are in cells, with the cell's value at its integer index; RoI align's `aligned` takes
 // half a cell off, because the centre of pixel 0 is at 0.5.

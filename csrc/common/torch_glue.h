@@ -140,6 +140,12 @@ inline void check_suppression_inputs(const char* op, const at::Tensor& boxes,
                     idxs->sizes());
 }
 
+// Suppression looks only at boxes that an IoU above such a threshold may hide.
+inline void check_iou_threshold(const char* op, double threshold) {
+  TORCH_CHECK_VALUE(threshold >= 0 && threshold <= 1, op, ": iou_threshold must be in [0, 1], got ",
+                    threshold);
+}
+
 // The current stream of the tensor's device. Through c10's own interface, so that the glue needs no
 // CUDA header.
 inline CUstream_st* current_stream(const at::Tensor& tensor) {

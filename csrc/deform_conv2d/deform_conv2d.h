@@ -4,9 +4,10 @@
 // columns[c * K + k, p] = mask[g, k, p] * input[c](y, x), with K = kernel_height * kernel_width, g
 // the offset group of channel c, p counting the `count` output positions from `begin` on, and
 //
-//   y = out_y * stride_y - pad_y + i * dilation_y + offset[g, k, 0, position]     k = i *
-//   kernel_width + j x = out_x * stride_x - pad_x + j * dilation_x + offset[g, k, 1, position]
+//   y = out_y * stride_y - pad_y + i * dilation_y + offset[g, k, 0, position]
+//   x = out_x * stride_x - pad_x + j * dilation_x + offset[g, k, 1, position]
 //
+// where k = i * kernel_width + j,
 // sampled bilinearly, cells outside of the map being 0 (common/bilinear.h). A cell of weight 0 is
 // not looked at, so a position that is far outside or NaN gives 0. All arrays belong to one image.
 // T is float, double, Half or BFloat16; positions and weights are float (double for double).

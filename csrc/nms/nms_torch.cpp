@@ -42,6 +42,7 @@ void run(const char* op, const NmsParams& params, const at::Tensor& boxes, const
 at::Tensor nms(const at::Tensor& boxes, const at::Tensor& scores,
                const std::optional<at::Tensor>& idxs, double iou_threshold, int64_t overlap) {
   check_suppression_inputs("nms", boxes, scores, idxs);
+  check_iou_threshold("nms", iou_threshold);
   check_overlap("nms", overlap);
   TORCH_CHECK_VALUE(boxes.dim() == 2, "nms: boxes must have shape [N, 4], got ", boxes.sizes());
   const int64_t n = boxes.size(0);
@@ -59,6 +60,7 @@ std::tuple<at::Tensor, at::Tensor> nms_padded(const at::Tensor& boxes, const at:
                                               double iou_threshold, int64_t max_output,
                                               double score_threshold, int64_t overlap) {
   check_suppression_inputs("nms_padded", boxes, scores, idxs);
+  check_iou_threshold("nms_padded", iou_threshold);
   check_overlap("nms_padded", overlap);
   TORCH_CHECK_VALUE(max_output >= 0, "nms_padded: max_output must be at least 0, got ", max_output);
   std::vector<int64_t> shape = boxes.sizes().slice(0, boxes.dim() - 2).vec();

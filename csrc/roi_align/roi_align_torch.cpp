@@ -39,21 +39,6 @@ A least_side(double k, double k0) {
   }
 }
 
-bool is_channels_last(const at::Tensor& map) {
-  return map.is_contiguous(at::MemoryFormat::ChannelsLast) && !map.is_contiguous();
-}
-
-at::Tensor in_format(const at::Tensor& tensor, bool channels_last) {
-  return tensor.contiguous(channels_last ? at::MemoryFormat::ChannelsLast
-                                         : at::MemoryFormat::Contiguous);
-}
-
-at::Tensor empty_maps(int64_t n, int64_t c, int64_t h, int64_t w, bool channels_last,
-                      const at::TensorOptions& options) {
-  if (!channels_last) return empty_large({n, c, h, w}, options);
-  return empty_large({n, h, w, c}, options).permute({0, 3, 1, 2});
-}
-
 // Sizes [B, C, H, W] of each feature map.
 std::vector<int64_t> sizes_of(const char* op, const Tensors& features) {
   TORCH_CHECK_VALUE(!features.empty(), op, ": features must have at least one map, got none");
@@ -154,11 +139,11 @@ at::Tensor align(const char* op, const Tensors& features, const at::Tensor& boxe
   const std::vector<int64_t> sizes = sizes_of(op, features);
   check_sizes(op, sizes, boxes, s);
   check_device(op, boxes, features[0]);
-  const bool channels_last = is_channels_last(features[0]);
+  const bool channels_last = prefers_channels_last(features[0]);
   Tensors maps;
-  for (const at::Tensor& map : features) maps.push_back(in_format(map, channels_last));
-  at::Tensor out = empty_maps(boxes.size(0), sizes[1], s.pooled_height, s.pooled_width,
-                              channels_last, features[0].options());
+  for (const at::Tensor& map : features) maps.push_back(laid_out(map, channels_last));
+  at::Tensor out = empty_map({boxes.size(0), sizes[1], s.pooled_height, s.pooled_width},
+                             channels_last, features[0].options());
   dispatch_floating(out.scalar_type(), op, [&](auto element) {
     using T = decltype(element);
     const at::Tensor rois = rois_for<T>(boxes);
@@ -180,7 +165,7 @@ Tensors align_backward(const char* op, const at::Tensor& grad, const at::Tensor&
   check_sizes(op, sizes, boxes, s);
   check_grad(op, grad, boxes, sizes, s);
   check_device(op, boxes, grad);
-  const at::Tensor grad_out = in_format(grad, channels_last);
+  const at::Tensor grad_out = laid_out(grad, channels_last);
   Tensors grads;
   dispatch_floating(grad.scalar_type(), op, [&](auto element) {
     using T = decltype(element);
@@ -190,8 +175,8 @@ Tensors align_backward(const char* op, const at::Tensor& grad, const at::Tensor&
     RoiLevelData<acc_t<T>> data{};
     for (size_t i = 0; i < sizes.size() / 4; ++i) {
       const int64_t* size = sizes.data() + 4 * i;
-      grads.push_back(empty_maps(size[0], size[1], size[2], size[3], channels_last,
-                                 grad.options().dtype(rois.scalar_type())));
+      grads.push_back(empty_map({size[0], size[1], size[2], size[3]}, channels_last,
+                                grad.options().dtype(rois.scalar_type())));
       data.data[i] = output<acc_t<T>>(grads.back());
     }
     dispatch_device(
@@ -214,10 +199,10 @@ at::Tensor align_boxes_backward(const char* op, const at::Tensor& grad, const Te
   check_grad(op, grad, boxes, sizes, s);
   check_alike(op, "grad", grad, "the feature maps", features[0]);
   check_device(op, boxes, grad);
-  const bool channels_last = is_channels_last(features[0]);
+  const bool channels_last = prefers_channels_last(features[0]);
   Tensors maps;
-  for (const at::Tensor& map : features) maps.push_back(in_format(map, channels_last));
-  const at::Tensor grad_out = in_format(grad, channels_last);
+  for (const at::Tensor& map : features) maps.push_back(laid_out(map, channels_last));
+  const at::Tensor grad_out = laid_out(grad, channels_last);
   at::Tensor grad_rois;
   dispatch_floating(grad.scalar_type(), op, [&](auto element) {
     using T = decltype(element);
@@ -254,7 +239,7 @@ std::tuple<at::Tensor, Tensors, at::Tensor> align_second(const at::Tensor& tange
   const std::vector<int64_t> sizes = sizes_of(op, features);
   const auto dtype = grad.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const at::Tensor along = tangent.narrow(1, 1, 4).to(dtype).contiguous();
-  const bool channels_last = is_channels_last(features[0]);
+  const bool channels_last = prefers_channels_last(features[0]);
   const Tangents y{along, true, false}, x{along, false, true}, both{along, true, true};
   at::Tensor grad_grad = align(op, features, boxes, s, y);
   grad_grad.add_(align(op, features, boxes, s, x));

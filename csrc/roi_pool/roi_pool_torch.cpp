@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <ATen/Context.h>
 
+#include <array>
+
 #include "common/torch_glue.h"
 #include "roi_pool/roi_pool.h"
 
@@ -22,10 +24,10 @@ struct Call {
             pydet::input<A>(rois)};
   }
 
-  at::Tensor empty_out() const {
-    return empty_map({rois.size(0), input.size(1), pooled_height, pooled_width}, channels_last,
-                     input.options());
+  std::array<int64_t, 4> out_shape() const {
+    return {rois.size(0), input.size(1), pooled_height, pooled_width};
   }
+  at::Tensor empty_out() const { return empty_map(out_shape(), channels_last, input.options()); }
 };
 
 Call check_inputs(const char* op, const at::Tensor& input, const at::Tensor& rois,
@@ -68,7 +70,7 @@ at::Tensor roi_pool_backward(const at::Tensor& grad_out, const at::Tensor& input
   const char* op = "roi_pool_backward";
   const Call call = check_inputs(op, input_, rois, spatial_scale, pooled_height, pooled_width);
   check_alike(op, "grad_out", grad_out, "input", input_);
-  TORCH_CHECK_VALUE(grad_out.sizes() == call.empty_out().sizes(), op,
+  TORCH_CHECK_VALUE(grad_out.sizes() == at::IntArrayRef(call.out_shape()), op,
                     ": grad_out must have the shape of the result, got ", grad_out.sizes());
   const at::Tensor grad = laid_out(grad_out, call.channels_last);
   at::Tensor grad_input =

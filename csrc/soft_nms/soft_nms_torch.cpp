@@ -15,6 +15,7 @@ Result run(const char* op, const at::Tensor& boxes, const at::Tensor& scores,
            const std::optional<at::Tensor>& idxs, int64_t method, double iou_threshold,
            double sigma, double score_threshold, int64_t max_output) {
   check_suppression_inputs(op, boxes, scores, idxs);
+  check_iou_threshold(op, iou_threshold);
   TORCH_CHECK_VALUE(max_output >= 0, op, ": max_output must be at least 0, got ", max_output);
   TORCH_CHECK_VALUE(method == 0 || method == 1, op, ": method must be 0 or 1, got ", method);
   TORCH_CHECK_VALUE(sigma > 0, op, ": sigma must be positive, got ", sigma);

@@ -26,7 +26,7 @@ struct FusionParams {
   int64_t max_output;  // row length of keep; num_boxes keeps all
   double iou_threshold;
   int64_t num_models;
-  double total_weight;  // of all models; positive
+  double total_weight;  // of all models, or the greatest of them if by_best; positive
   bool by_best;         // a cluster's score: the maximum, not the mean
   bool overflow;        // more boxes than models count for more
 };

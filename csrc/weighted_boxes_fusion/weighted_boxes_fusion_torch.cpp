@@ -17,6 +17,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> weighted_boxes_fusion
     int64_t max_output) {
   const char* op = "weighted_boxes_fusion";
   check_suppression_inputs(op, boxes, scores, idxs);
+  check_iou_threshold(op, iou_threshold);
   TORCH_CHECK_VALUE(max_output >= 0, op, ": max_output must be at least 0, got ", max_output);
   TORCH_CHECK_VALUE(num_models >= 1, op, ": num_models must be at least 1, got ", num_models);
   TORCH_CHECK_VALUE(total_weight > 0, op, ": total_weight must be positive, got ", total_weight);

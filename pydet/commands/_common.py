@@ -37,10 +37,20 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 def load_detector(args: argparse.Namespace) -> Detector:
     """The detector that `add_model_arguments` asks for, where and as it is fastest."""
-    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = _device(args.device)
     model = pydet.load(args.weights, device=device)
     model.to(memory_format=fastest_memory_format(device))  # type: ignore[call-overload]
     return model
+
+
+def _device(name: str | None) -> torch.device:
+    cuda = torch.cuda.device_count()
+    if name is None:
+        return torch.device("cuda" if cuda else "cpu")
+    known = ["cpu", *(["cuda"] if cuda else []), *(f"cuda:{i}" for i in range(cuda))]
+    if name not in known:
+        raise ValueError(f"--device must be one of {', '.join(known)} here, got {name}")
+    return torch.device(name)
 
 
 def import_modules(names: Sequence[str]) -> None:

@@ -35,10 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Detect; see `pydet.inference.detect_files`."""
     import_modules(args.modules)
-    paths = find_images(args.images)
-    model = load_detector(args)
     root = Path(args.images) if Path(args.images).is_dir() else Path(args.images).parent
     folder = Path(args.output)
+    if folder.resolve() == Path(args.images).resolve():
+        raise ValueError(f"--output must be another folder than that of the images, got {folder}")
+    paths = find_images(args.images, leave_out=folder)  # not what an earlier run has drawn
+    model = load_detector(args)
     folder.mkdir(parents=True, exist_ok=True)
     names = model.class_names or tuple(str(k) for k in range(model.num_classes))
     results: list[dict[str, Any]] = []

@@ -2,7 +2,7 @@
 """Paths that annotation files name: they may not leave the data set's folder."""
 
 import os
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PureWindowsPath
 
 from pydet.data._problems import DatasetError
 
@@ -14,12 +14,14 @@ IMAGE_SUFFIXES = frozenset(
 def resolve_inside(folder: Path, name: str) -> Path:
     """The path of ``name`` inside ``folder``.
 
-    Annotation files come from strangers. A name that is absolute, climbs out by ``..`` or reaches
-    outside through a symbolic link would let them choose which files of this machine are read.
+    Annotation files come from strangers. A name that leads elsewhere, climbs out by ``..`` or
+    reaches outside through a symbolic link would let them choose which files of this machine are
+    read.
 
     Args:
         folder: The folder of the images; it may itself be a symbolic link.
-        name: A relative path as an annotation file gives it, with either kind of slash.
+        name: A path as an annotation file gives it: relative, with either kind of slash, or
+            absolute.
 
     Raises:
         DatasetError: The name is empty or leads outside of the folder.
@@ -27,14 +29,14 @@ def resolve_inside(folder: Path, name: str) -> Path:
     windows = PureWindowsPath(name)  # splits at both kinds of slash
     if not name or "\0" in name or windows.name in ("", ".", ".."):
         raise DatasetError(f"{name!r} is not a file name")
-    if PurePosixPath(name).is_absolute() or windows.drive or windows.root or ".." in windows.parts:
+    absolute = Path(name).is_absolute()
+    if ".." in windows.parts or (not absolute and (windows.drive or windows.root)):
         raise DatasetError(f"{name!r} leads outside of the data set's folder {folder}")
-    path = folder / name
+    path = folder / name  # the name alone, if it is absolute
     if not path.exists() and "\\" in name:
         path = folder.joinpath(*windows.parts)
     root = os.path.realpath(folder)
     if os.path.commonpath((root, os.path.realpath(path))) != root:
-        raise DatasetError(
-            f"{name!r} is a link that leads outside of the data set's folder {folder}"
-        )
+        through = "" if absolute else "is a link that "
+        raise DatasetError(f"{name!r} {through}leads outside of the data set's folder {folder}")
     return path

@@ -4,6 +4,7 @@
 import itertools
 import json
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -255,7 +256,7 @@ class _Reader:
         area = item.get("area")
         if area is None:
             area = xywh[2] * xywh[3]
-        elif not isinstance(area, (int, float)) or not 0 <= area < float("inf"):
+        elif not isinstance(area, (int, float)) or not 0 <= area <= sys.float_info.max:
             raise DatasetError(f"area must be a number of at least 0, got {area}")
         box = Box(
             xywh=xywh,

@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from pydet.preprocessing import resize_image
 from pydet.structures import Target
 
 Sample = tuple[Tensor, Target]
@@ -135,21 +136,12 @@ def resize(image: Tensor, target: Target, size: tuple[int, int]) -> Sample:
     height, width = image.shape[1:]
     if (height, width) == size:
         return image, target
-    # torch (2.11 to 2.13 at least) resamples uint8 wrongly where the result is one pixel wide: it
-    # takes its memory for channels-last.
-    source = image.float() if size[1] == 1 and image.dtype == torch.uint8 else image
-    resized = torch.nn.functional.interpolate(
-        source[None], size=size, mode="bilinear", antialias=True, align_corners=False
-    )[0]
-    if resized.dtype != image.dtype:
-        resized = resized.round().to(image.dtype)
     scale_y, scale_x = size[0] / height, size[1] / width
     boxes = target["boxes"]
     target = with_boxes(target, boxes * boxes.new_tensor([scale_x, scale_y, scale_x, scale_y]))
     if "area" in target:
         target["area"] = target["area"] * (scale_x * scale_y)
-    # Memory as [3, H, W] whatever interpolate chose: what follows is written for that.
-    return resized.contiguous(), target
+    return resize_image(image, size), target
 
 
 def with_boxes(target: Target, boxes: Tensor) -> Target:

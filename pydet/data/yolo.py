@@ -35,8 +35,9 @@ class YoloDataset(DetectionDataset):
     has one that is a folder below it, else to the file itself, and may not leave that folder. The
     label file of ``.../images/a.b.jpg`` is ``.../labels/a.b.txt``, else ``a.b.txt`` beside the
     image. A line of it is ``class x y width height``, the box's centre and size relative to the
-    image's; an image without a label file, or with an empty one, has no objects. Label files never
-    give the size of an image, so every image's head is read.
+    image's, or ``class x1 y1 x2 y2 x3 y3 ...``, a polygon, around which the box is drawn; an image
+    without a label file, or with an empty one, has no objects. Label files never give the size of
+    an image, so every image's head is read.
 
     ``image_id`` is the place in the split's list, or in the sorted folder, from 1 on; ``area`` is
     width times height.
@@ -272,8 +273,12 @@ class _Reader:
         self.builder.add(image_id, size, name, boxes)
 
     def _box(self, words: list[str], size: tuple[int, int], earlier: Sequence[Box]) -> Box:
-        if len(words) != 5:
-            raise DatasetError(f"must be a class and four numbers, got {len(words)} words")
+        is_polygon = len(words) >= 7 and len(words) % 2 == 1
+        if len(words) != 5 and not is_polygon:
+            raise DatasetError(
+                "must be a class and four numbers, or the corners of a polygon, "
+                f"got {len(words)} words"
+            )
         if not (words[0].isascii() and words[0].isdigit()) or len(words[0]) > 9:
             raise DatasetError(f"its class must be a number from 0 on, got {words[0]!r}")
         if int(words[0]) >= len(self.file_names):
@@ -282,11 +287,15 @@ class _Reader:
         if name not in self.labels:
             raise DatasetError(f"unknown class {name!r}")
         try:
-            x, y, width, height = (float(word) for word in words[1:])
+            numbers = [float(word) for word in words[1:]]
         except ValueError:
-            raise DatasetError(f"must be a class and four numbers, got {words}") from None
-        if not all(map(math.isfinite, (x, y, width, height))):
+            raise DatasetError(f"must be a class and numbers, got {words}") from None
+        if not all(map(math.isfinite, numbers)):
             raise DatasetError(f"box {words[1:]} is not finite")
+        if is_polygon:  # of a data set for segmentation; the box is what is around it
+            (x1, x2), (y1, y2) = ((min(n), max(n)) for n in (numbers[::2], numbers[1::2]))
+            numbers = [(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1]
+        x, y, width, height = numbers
         if max(abs(x), abs(y), width, height) > 2:
             raise DatasetError(f"box {words[1:]} must be relative to the image, in 0 ... 1")
         pixels_y, pixels_x = size

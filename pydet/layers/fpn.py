@@ -4,12 +4,13 @@
 Level l has a stride of 2**l pixels. Maps of the trunk are C2 ... C5, those of the pyramid P2 ...
 P7::
 
-    C5 -1x1-> M5 ------------3x3-> P5 -3x3/2-> P6 -relu, 3x3/2-> P7     (or P6 from C5, or by
-    pooling)
+    C5 -1x1-> M5 ------------3x3-> P5 -3x3/2-> P6 -relu, 3x3/2-> P7
               | x2
     C4 -1x1-> + = M4 --------3x3-> P4
               | x2
     C3 -1x1-> + = M3 --------3x3-> P3
+
+P6 may also come from C5, or from P5 by pooling.
 """
 
 from collections.abc import Mapping, Sequence

@@ -94,7 +94,9 @@ def propose(
     """
     # One search for all levels, in rows of the same length, each long enough for it.
     length = num_per_level[0] + pre_nms
-    logits = _by_level(at_least_float32(objectness), num_per_level, length, -math.inf)
+    logits = at_least_float32(objectness)
+    logits = logits.masked_fill(logits.isnan(), -math.inf)  # NaN would be found first
+    logits = _by_level(logits, num_per_level, length, -math.inf)
     rows = torch.arange(objectness.shape[1], device=objectness.device)
     rows = _by_level(rows, num_per_level, length, 0)  # [L, length]
     scores, places = logits.topk(pre_nms, dim=2)  # [B, L, pre_nms]

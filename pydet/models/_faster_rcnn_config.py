@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pydet.layers.norm import Norm
-from pydet.models._checks import check_at_least, check_choice, refuse
+from pydet.models._checks import check_at_least, check_choice, check_detection, check_within, refuse
 from pydet.preprocessing import Preprocessing
 
 
@@ -92,5 +92,8 @@ class FasterRCNNConfig:
                 self, "roi_bg_iou_range", "rise from 0 at least to roi_fg_iou_threshold at most"
             )
         at_least_1 = ("train_pre_nms", "train_post_nms", "pre_nms", "post_nms")
-        for name in (*at_least_1, "rpn_sample", "roi_sample", "max_detections", "pool_size"):
+        for name in (*at_least_1, "rpn_sample", "roi_sample", "fpn_channels", "pool_size"):
             check_at_least(self, name, 1)
+        check_detection(self)
+        check_within(self, "norm_eps", 0, 1)
+        check_within(self, "proposal_iou_threshold", 0, 1)

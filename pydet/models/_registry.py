@@ -4,8 +4,9 @@
 import dataclasses
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
+from pydet.models._checks import describe, fits
 from pydet.models._detector import Detector
 
 Builder = Callable[..., Detector]
@@ -75,10 +76,11 @@ def override(config: _C, changes: Mapping[str, Any], path: str = "") -> _C:
     """A copy of a config dataclass with some fields changed; lists (from JSON, TOML) become tuples.
 
     Raises:
-        ValueError: A field that the config does not have; the message has the nearest one.
+        ValueError: A field that the config does not have (the message has the nearest one), or a
+            value of another type.
     """
     assert dataclasses.is_dataclass(config) and not isinstance(config, type)
-    kind = type(config).__name__
+    kind, hints = type(config).__name__, get_type_hints(type(config))
     values: dict[str, Any] = {}
     for key, value in changes.items():
         known = {field.name for field in dataclasses.fields(config)}
@@ -88,6 +90,9 @@ def override(config: _C, changes: Mapping[str, Any], path: str = "") -> _C:
         if dataclasses.is_dataclass(current) and isinstance(value, Mapping):
             value = override(current, value, f"{path}{key}.")  # noqa: PLW2901
         values[key] = _tuples(value)
+        if not fits(values[key], hints[key]):
+            what = describe(hints[key])
+            raise ValueError(f"{kind}: {path}{key} must be {what}, got {value!r}")
     return dataclasses.replace(config, **values)
 
 

@@ -40,7 +40,9 @@ from pydet.models._checks import (
     check_at_least,
     check_between,
     check_choice,
+    check_detection,
     check_length,
+    check_within,
     refuse,
 )
 from pydet.models._detector import Detector
@@ -112,9 +114,12 @@ class FCOSConfig:
         for name, known in _CHOICES.items():
             check_choice(self, name, known)
         check_between(self, "prior", 0, 1)
-        check_between(self, "focal_gamma", -1, 100)
-        for name in ("fpn_channels", "candidates_per_level", "max_detections"):
+        check_within(self, "focal_gamma", 0, 100)
+        check_detection(self)
+        check_within(self, "norm_eps", 0, 1)
+        for name in ("fpn_channels", "candidates_per_level"):
             check_at_least(self, name, 1)
+        check_at_least(self, "head_convs", 0)
         check_at_least(self, "center_radius", 0)
 
 

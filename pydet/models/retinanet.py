@@ -29,7 +29,14 @@ from pydet.layers.fpn import FPN, ExtraFrom
 from pydet.layers.norm import Norm
 from pydet.layers.subnet import initialize_head, subnet
 from pydet.losses import foreground_smooth_l1, per_foreground
-from pydet.models._checks import check_at_least, check_between, check_choice, check_length
+from pydet.models._checks import (
+    check_at_least,
+    check_between,
+    check_choice,
+    check_detection,
+    check_length,
+    check_within,
+)
 from pydet.models._detector import Detector
 from pydet.models._registry import override, register_model
 from pydet.ops import (
@@ -90,9 +97,12 @@ class RetinaNetConfig:
         levels = len(self.levels)
         check_length(self, "anchor_sizes", levels, f"tuples, one for each of the {levels} levels")
         check_between(self, "prior", 0, 1)
-        check_between(self, "focal_gamma", -1, 100)
-        for name in ("fpn_channels", "candidates_per_level", "max_detections"):
+        check_within(self, "focal_gamma", 0, 100)
+        check_detection(self)
+        check_within(self, "norm_eps", 0, 1)
+        for name in ("fpn_channels", "candidates_per_level"):
             check_at_least(self, name, 1)
+        check_at_least(self, "head_convs", 0)
         # The maps of all levels pass through one head: batches would mix.
         check_choice(self, "head_norm", ("none", "group"))
         check_choice(self, "anchor_strides", ("level", "image"))

@@ -38,7 +38,9 @@ from pydet.models._checks import (
     check_at_least,
     check_between,
     check_choice,
+    check_detection,
     check_length,
+    check_within,
     refuse,
 )
 from pydet.models._detector import Detector
@@ -117,7 +119,8 @@ class SSDConfig:
         check_between(self, "negatives_per_positive", 0, math.inf)
         check_at_least(self, "min_negatives", 0)
         check_at_least(self, "candidates_per_class", 1)
-        check_at_least(self, "max_detections", 1)
+        check_detection(self)
+        check_within(self, "norm_eps", 0, 1)
 
 
 class SSDOutput(NamedTuple):

@@ -5,7 +5,9 @@ Only metadata (type, dtype, shape, device) is looked at, never values: reading a
 GPU would make every call wait for it.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -61,13 +63,35 @@ def check_boxes(op: str, name: str, boxes: Any, shape: str = "[..., N, 4]") -> N
 
 
 def check_number(
-    op: str, name: str, value: Any, requirement: str, fits: Callable[[float], bool]
+    op: str, name: str, value: Any, requirement: str, fits: Callable[[Any], bool]
 ) -> None:
     """Refuses what is not a number, and a number that ``fits`` denies (as it should NaN)."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, Real):  # NumPy's numbers are such
         raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}")
     if not fits(value):
         raise ValueError(f"{op}: {name} must be {requirement}, got {value}")
+
+
+def check_not_negative(op: str, name: str, value: Any) -> None:
+    """Refuses what is not a finite number of at least 0."""
+    check_number(op, name, value, "finite and at least 0", lambda x: 0 <= x < math.inf)
+
+
+def check_integer(op: str, name: str, value: Any) -> None:
+    """Refuses what is not an integer."""
+    if isinstance(value, bool) or not isinstance(value, Integral | torch.SymInt):
+        raise TypeError(f"{op}: {name} must be an integer, got {type(value).__name__}")
+
+
+def check_sides(op: str, name: str, value: Any, least: int) -> tuple[int, int]:
+    """Refuses what is not one or two integers of at least ``least`` and gives (height, width)."""
+    sides = value if isinstance(value, Sequence) else (value, value)
+    if len(sides) != 2 or any(isinstance(s, bool) or not isinstance(s, Integral) for s in sides):
+        raise TypeError(f"{op}: {name} must be an integer or a pair (height, width), got {value!r}")
+    height, width = map(int, sides)
+    if height < least or width < least:
+        raise ValueError(f"{op}: {name} must be at least {least}, got {value}")
+    return height, width
 
 
 def check_choice(op: str, name: str, value: Any, choices: tuple[str, ...]) -> None:

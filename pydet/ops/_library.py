@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from pydet._build_info import MEND, find_module, misfit, read_build_info
 
@@ -49,6 +50,12 @@ def _kernel(name: str) -> Callable[..., Any]:
 
 def _refuse_derivative(ctx: Any, *_: Any) -> Any:
     raise NotImplementedError(f"{ctx.op_name}: a derivative of this order is not implemented")
+
+
+def _has_tangent(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return any(map(_has_tangent, value))
+    return isinstance(value, torch.Tensor) and forward_ad.unpack_dual(value).tangent is not None
 
 
 def define(
@@ -89,4 +96,14 @@ def define(
     if autocast is not None:
         for device_type in ("cpu", "cuda"):
             torch.library.register_autocast(f"pydet::{name}", device_type, autocast, lib=_lib)
-    return getattr(torch.ops.pydet, name).default
+    operator = getattr(torch.ops.pydet, name).default
+    if backward is None:
+        return operator
+
+    def call(*args: Any) -> Any:
+        # Without a rule for it torch would drop the tangents, and say nothing.
+        if forward_ad._current_level >= 0 and any(map(_has_tangent, args)):
+            raise NotImplementedError(f"{name}: forward-mode derivatives are not implemented")
+        return operator(*args)
+
+    return call

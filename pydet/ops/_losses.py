@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the losses of single logits share: reductions, registration and the checks of arguments."""
 
-import math
 from typing import Any
 
 import torch
@@ -11,7 +10,6 @@ from pydet.ops._checks import (
     FLOATING,
     check_choice,
     check_dtype,
-    check_number,
     check_same_device,
     check_same_dtype,
     check_shape,
@@ -108,11 +106,6 @@ def check_dense_targets(op: str, inputs: Tensor, targets: Any) -> None:
     check_same_device(op, "targets", targets, "inputs", inputs)
     wanted = inputs.shape
     check_shape(op, "targets", targets, f"{list(wanted)} of inputs", lambda shape: shape == wanted)
-
-
-def check_weight(op: str, name: str, value: Any) -> None:
-    """Refuses a weight or an exponent that is not finite and at least 0."""
-    check_number(op, name, value, "finite and at least 0", lambda x: 0 <= x < math.inf)
 
 
 def in_dtype_of(inputs: Tensor, loss: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from pydet.ops._rois import check_output_size
+from pydet.ops._checks import check_sides
 from pydet.ops.roi_align import multiscale_roi_align, roi_align
 
 
@@ -85,7 +85,7 @@ class MultiScaleRoIAlign(nn.Module):
     ) -> None:
         super().__init__()
         self.featmap_names = featmap_names
-        self.output_size = check_output_size("MultiScaleRoIAlign", output_size)
+        self.output_size = check_sides("MultiScaleRoIAlign", "output_size", output_size, 1)
         self.sampling_ratio = sampling_ratio
         self.canonical_scale = canonical_scale
         self.canonical_level = canonical_level

@@ -68,32 +68,11 @@ def _check_boxes(op: str, name: str, boxes: Any, features: Tensor) -> None:
     check_same_device(op, name, boxes, "the features", features)
 
 
-def check_output_size(op: str, output_size: Any) -> tuple[int, int]:
-    """Refuses what is not one or two positive integers and gives (height, width)."""
-    sizes = output_size if isinstance(output_size, Sequence) else (output_size, output_size)
-    if len(sizes) != 2 or not all(isinstance(size, int) for size in sizes):
-        raise TypeError(
-            f"{op}: output_size must be an integer or a pair (height, width), got {output_size!r}"
-        )
-    height, width = sizes
-    if height < 1 or width < 1:
-        raise ValueError(f"{op}: output_size must be at least 1, got {output_size}")
-    return height, width
-
-
 def check_spatial_scale(op: str, spatial_scale: Any) -> float:
     """Refuses what is not a positive finite number."""
     requirement = "finite and above 0"
     check_number(op, "spatial_scale", spatial_scale, requirement, lambda s: 0 < s < math.inf)
     return float(spatial_scale)
-
-
-def check_sampling_ratio(op: str, sampling_ratio: Any) -> None:
-    """Refuses what is not an integer."""
-    if isinstance(sampling_ratio, bool) or not isinstance(sampling_ratio, int):
-        raise TypeError(
-            f"{op}: sampling_ratio must be an integer, got {type(sampling_ratio).__name__}"
-        )
 
 
 # --- memory formats, for fake implementations: the glue lays out its results by the same rules ---

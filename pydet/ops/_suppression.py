@@ -12,6 +12,7 @@ from pydet.ops._checks import (
     check_boxes,
     check_choice,
     check_dtype,
+    check_integer,
     check_number,
     check_same_device,
     check_same_dtype,
@@ -43,8 +44,7 @@ def check_suppression(
 
 def check_max_output(op: str, max_output: Any) -> None:
     """Refuses what is not a number of boxes."""
-    if isinstance(max_output, bool) or not isinstance(max_output, int | torch.SymInt):
-        raise TypeError(f"{op}: max_output must be an integer, got {type(max_output).__name__}")
+    check_integer(op, "max_output", max_output)
     if max_output < 0:
         raise ValueError(f"{op}: max_output must be at least 0, got {max_output}")
 

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pairwise overlaps of boxes: IoU, generalised, distance and complete IoU."""
 
-import math
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 from pydet.ops._checks import (
     check_boxes,
     check_choice,
-    check_number,
+    check_not_negative,
     check_same_device,
     check_same_dtype,
 )
@@ -105,10 +104,6 @@ def _pairwise(op: str, overlap: str, boxes1: Tensor, boxes2: Tensor, eps: float 
     return pairs
 
 
-def _check_eps(op: str, eps: Any) -> None:
-    check_number(op, "eps", eps, "finite and at least 0", lambda x: 0 <= x < math.inf)
-
-
 def box_iou(boxes1: Tensor, boxes2: Tensor, fmt: str = "xyxy") -> Tensor:
     """Intersection over union of every pair of boxes.
 
@@ -194,7 +189,7 @@ def distance_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tenso
     Loss (arXiv:1911.08287), equation 6.
     """
     op = "distance_box_iou"
-    _check_eps(op, eps)
+    check_not_negative(op, "eps", eps)
     return _pairwise(op, "distance", boxes1, boxes2, eps)
 
 
@@ -222,5 +217,5 @@ def complete_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tenso
     Loss (arXiv:1911.08287), equations 8 to 11.
     """
     op = "complete_box_iou"
-    _check_eps(op, eps)
+    check_not_negative(op, "eps", eps)
     return _pairwise(op, "complete", boxes1, boxes2, eps)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pydet.ops._checks import (
     check_choice,
+    check_not_negative,
     check_number,
     check_same_device,
     check_same_dtype,
@@ -100,10 +101,6 @@ def _loss(op: str, overlap: str, boxes1: Any, boxes2: Any, reduction: str, eps: 
     return loss
 
 
-def _check_eps(op: str, eps: Any) -> None:
-    check_number(op, "eps", eps, "finite and at least 0", lambda x: 0 <= x < math.inf)
-
-
 def iou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: float = 1e-7) -> Tensor:
     """The negative logarithm of the IoU of each pair of boxes: -ln IoU.
 
@@ -161,7 +158,7 @@ def generalized_box_iou_loss(
     Source: Rezatofighi et al., Generalized Intersection over Union (arXiv:1902.09630), algorithm 2.
     """
     op = "generalized_box_iou_loss"
-    _check_eps(op, eps)
+    check_not_negative(op, "eps", eps)
     return _loss(op, "generalized", boxes1, boxes2, reduction, eps)
 
 
@@ -192,7 +189,7 @@ def distance_box_iou_loss(
     Source: Zheng et al., Distance-IoU Loss (arXiv:1911.08287), equation 7.
     """
     op = "distance_box_iou_loss"
-    _check_eps(op, eps)
+    check_not_negative(op, "eps", eps)
     return _loss(op, "distance", boxes1, boxes2, reduction, eps)
 
 
@@ -224,5 +221,5 @@ def complete_box_iou_loss(
     Source: Zheng et al., Distance-IoU Loss (arXiv:1911.08287), equations 8 to 12.
     """
     op = "complete_box_iou_loss"
-    _check_eps(op, eps)
+    check_not_negative(op, "eps", eps)
     return _loss(op, "complete", boxes1, boxes2, reduction, eps)

@@ -19,6 +19,7 @@ from pydet.ops._checks import (
     check_same_device,
     check_same_dtype,
     check_shape,
+    check_sides,
     check_tensor,
 )
 from pydet.ops._library import define
@@ -136,16 +137,6 @@ _deform_conv2d = define(
     backward=_backward,
     save=_save,
 )
-
-
-def _pair(op: str, name: str, value: Any, least: int) -> tuple[int, int]:
-    sizes = value if isinstance(value, Sequence) else (value, value)
-    if len(sizes) != 2 or not all(isinstance(size, int) for size in sizes):
-        raise TypeError(f"{op}: {name} must be an integer or a pair (height, width), got {value!r}")
-    height, width = sizes
-    if height < least or width < least:
-        raise ValueError(f"{op}: {name} must be at least {least}, got {value}")
-    return height, width
 
 
 def _check_alike(op: str, input: Tensor, **others: Any) -> None:
@@ -267,9 +258,9 @@ def deform_conv2d(
     _check_alike(op, input, offset=offset, weight=weight, bias=bias, mask=mask)
     _check_shapes(op, input, offset, weight, bias, mask)
     settings = (
-        _pair(op, "stride", stride, 1),
-        _pair(op, "padding", padding, 0),
-        _pair(op, "dilation", dilation, 1),
+        check_sides(op, "stride", stride, 1),
+        check_sides(op, "padding", padding, 0),
+        check_sides(op, "dilation", dilation, 1),
     )
     _check_result(op, input, offset, weight, settings)
     dtype = input.dtype
@@ -317,10 +308,10 @@ class DeformConv2d(nn.Module):
                 )
         self.in_channels = in_channels
         self.out_channels = out_channels
-        self.kernel_size = _pair("DeformConv2d", "kernel_size", kernel_size, 1)
-        self.stride = _pair("DeformConv2d", "stride", stride, 1)
-        self.padding = _pair("DeformConv2d", "padding", padding, 0)
-        self.dilation = _pair("DeformConv2d", "dilation", dilation, 1)
+        self.kernel_size = check_sides("DeformConv2d", "kernel_size", kernel_size, 1)
+        self.stride = check_sides("DeformConv2d", "stride", stride, 1)
+        self.padding = check_sides("DeformConv2d", "padding", padding, 0)
+        self.dilation = check_sides("DeformConv2d", "dilation", dilation, 1)
         self.groups = groups
         self.weight = nn.Parameter(
             torch.empty(out_channels, in_channels // groups, *self.kernel_size)

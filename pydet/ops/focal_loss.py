@@ -9,6 +9,7 @@ from torch import Tensor
 from pydet.ops._checks import (
     FLOATING,
     check_dtype,
+    check_not_negative,
     check_number,
     check_same_device,
     check_tensor,
@@ -19,7 +20,6 @@ from pydet.ops._losses import (
     DOUBLE_BACKWARD,
     THREE,
     check_inputs,
-    check_weight,
     define_loss,
     in_dtype_of,
 )
@@ -92,7 +92,7 @@ def sigmoid_focal_loss(
     check_inputs(op, inputs, reduction)
     _check_targets(op, inputs, targets)
     check_number(op, "alpha", alpha, "in [0, 1], or below 0 for none", lambda a: a <= 1)
-    check_weight(op, "gamma", gamma)
+    check_not_negative(op, "gamma", gamma)
     if targets.is_floating_point():
         if not torch.is_autocast_enabled(inputs.device.type):
             inputs = inputs.to(torch.promote_types(inputs.dtype, targets.dtype))

@@ -3,6 +3,7 @@
 
 from torch import Tensor
 
+from pydet.ops._checks import check_not_negative
 from pydet.ops._losses import (
     ARGUMENTS,
     BACKWARD,
@@ -10,7 +11,6 @@ from pydet.ops._losses import (
     THREE,
     check_dense_targets,
     check_inputs,
-    check_weight,
     define_loss,
     in_dtype_of,
 )
@@ -67,7 +67,7 @@ def heatmap_focal_loss(
     op = "heatmap_focal_loss"
     check_inputs(op, inputs, reduction)
     check_dense_targets(op, inputs, targets)
-    check_weight(op, "alpha", alpha)
-    check_weight(op, "beta", beta)
+    check_not_negative(op, "alpha", alpha)
+    check_not_negative(op, "beta", beta)
     loss: Tensor = _heatmap_focal_loss(inputs, targets.to(inputs.dtype), alpha, beta, reduction)
     return in_dtype_of(inputs, loss)

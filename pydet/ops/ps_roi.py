@@ -6,12 +6,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pydet.ops._checks import check_integer, check_sides
 from pydet.ops._library import define
 from pydet.ops._rois import (
     check_feature_map,
-    check_output_size,
     check_rois,
-    check_sampling_ratio,
     check_spatial_scale,
     empty_map,
     is_channels_last,
@@ -93,9 +92,9 @@ def _ps_roi_of(
 ) -> Tensor:
     check_feature_map(op, "input", input)
     rois = check_rois(op, "boxes", boxes, input)
-    height, width = check_output_size(op, output_size)
+    height, width = check_sides(op, "output_size", output_size, 1)
     scale = check_spatial_scale(op, spatial_scale)
-    check_sampling_ratio(op, sampling_ratio)
+    check_integer(op, "sampling_ratio", sampling_ratio)
     if input.shape[1] % (height * width) != 0:
         raise ValueError(
             f"{op}: input must have a multiple of {height} x {width} channels, "

@@ -9,16 +9,20 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from pydet.ops._checks import check_number, check_same_device, check_same_dtype, check_tensor
+from pydet.ops._checks import (
+    check_integer,
+    check_number,
+    check_same_device,
+    check_same_dtype,
+    check_sides,
+    check_tensor,
+)
 from pydet.ops._library import define
 from pydet.ops._rois import (
     check_feature_map,
-    check_output_size,
     check_rois,
-    check_sampling_ratio,
     check_spatial_scale,
     empty_map,
     is_channels_last,
@@ -143,7 +147,7 @@ _roi_align = define(
 
 
 def _check_sampling(op: str, sampling_ratio: Any, aligned: Any) -> None:
-    check_sampling_ratio(op, sampling_ratio)
+    check_integer(op, "sampling_ratio", sampling_ratio)
     if not isinstance(aligned, bool):
         raise TypeError(f"{op}: aligned must be a bool, got {type(aligned).__name__}")
 
@@ -177,12 +181,12 @@ def roi_align(
             smaller than a cell as they are, which else are stretched to one.
 
     Returns:
-        [R, C, h, w] in the dtype of ``input`` (float32 for 16-bit maps under autocast), from an
-        arithmetic in float32 or better; channels_last if ``input`` is. A sample more than one cell
-        outside of the map counts as 0. All bins are 0 for a box with a coordinate that is not
-        finite, for an index that is not in [0, B) (so -1 may mark padding; a GPU cannot raise
-        without waiting), for an inverted box with ``aligned`` and adaptive sampling, and, with
-        adaptive sampling, for a box that reaches more than 2^24 cells.
+        [R, C, h, w] in the dtype of ``input``, from an arithmetic in float32 or better;
+        channels_last if ``input`` is. A sample more than one cell outside of the map counts as 0.
+        All bins are 0 for a box with a coordinate that is not finite, for an index that is not in
+        [0, B) (so -1 may mark padding; a GPU cannot raise without waiting), for an inverted box
+        with ``aligned`` and adaptive sampling, and, with adaptive sampling, for a box that reaches
+        more than 2^24 cells.
 
     Raises:
         TypeError: Not tensors, or of the wrong kind.
@@ -197,11 +201,9 @@ def roi_align(
     """
     check_feature_map("roi_align", "input", input)
     rois = check_rois("roi_align", "boxes", boxes, input)
-    height, width = check_output_size("roi_align", output_size)
+    height, width = check_sides("roi_align", "output_size", output_size, 1)
     scale = check_spatial_scale("roi_align", spatial_scale)
     _check_sampling("roi_align", sampling_ratio, aligned)
-    if torch.is_autocast_enabled(input.device.type) and input.dtype != torch.float64:
-        input = input.float()
     result: Tensor = _roi_align(
         [input], rois, [scale], height, width, sampling_ratio, aligned, 1.0, 0.0
     )
@@ -248,7 +250,7 @@ def multiscale_roi_align(
     op = "multiscale_roi_align"
     maps = _check_features(op, features)
     rois = check_rois(op, "boxes", boxes, maps[0])
-    height, width = check_output_size(op, output_size)
+    height, width = check_sides(op, "output_size", output_size, 1)
     scales = _check_scales(op, spatial_scales, len(maps))
     _check_sampling(op, sampling_ratio, aligned)
     check_number(

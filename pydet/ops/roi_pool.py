@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pydet.ops._checks import check_sides
 from pydet.ops._library import define
 from pydet.ops._rois import (
     check_feature_map,
-    check_output_size,
     check_rois,
     check_spatial_scale,
     empty_map,
@@ -113,7 +113,7 @@ def roi_pool(
     """
     check_feature_map("roi_pool", "input", input)
     rois = check_rois("roi_pool", "boxes", boxes, input)
-    height, width = check_output_size("roi_pool", output_size)
+    height, width = check_sides("roi_pool", "output_size", output_size, 1)
     scale = check_spatial_scale("roi_pool", spatial_scale)
     result: Tensor = _roi_pool(input, rois, scale, height, width)
     return result

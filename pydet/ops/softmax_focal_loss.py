@@ -9,13 +9,15 @@ from torch import Tensor
 from pydet.ops._checks import (
     FLOATING,
     check_dtype,
+    check_integer,
+    check_not_negative,
     check_number,
     check_same_device,
     check_shape,
     check_tensor,
 )
 from pydet.ops._library import define
-from pydet.ops._losses import check_inputs, check_weight, in_dtype_of, loss_like
+from pydet.ops._losses import check_inputs, in_dtype_of, loss_like
 from pydet.ops.match_anchors import IGNORED
 
 _ARGUMENTS = (
@@ -89,11 +91,6 @@ def _check_targets(op: str, inputs: Tensor, targets: Any) -> None:
     check_same_device(op, "targets", targets, "inputs", inputs)
 
 
-def _check_index(op: str, name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{op}: {name} must be an integer, got {type(value).__name__}")
-
-
 def _check_alpha(op: str, inputs: Tensor, alpha: Any) -> None:
     if not isinstance(alpha, Tensor):
         check_number(op, "alpha", alpha, "in [0, 1], or below 0 for none", lambda a: a <= 1)
@@ -160,10 +157,10 @@ def softmax_focal_loss(
     check_inputs(op, inputs, reduction)
     _check_targets(op, inputs, targets)
     _check_alpha(op, inputs, alpha)
-    check_weight(op, "gamma", gamma)
-    _check_index(op, "ignore_index", ignore_index)
+    check_not_negative(op, "gamma", gamma)
+    check_integer(op, "ignore_index", ignore_index)
     if background_index is not None:
-        _check_index(op, "background_index", background_index)
+        check_integer(op, "background_index", background_index)
         classes = inputs.shape[-1]
         if not -classes <= background_index < classes and classes > 0:
             raise ValueError(

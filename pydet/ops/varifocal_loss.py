@@ -3,6 +3,7 @@
 
 from torch import Tensor
 
+from pydet.ops._checks import check_not_negative
 from pydet.ops._losses import (
     ARGUMENTS,
     BACKWARD,
@@ -10,7 +11,6 @@ from pydet.ops._losses import (
     THREE,
     check_dense_targets,
     check_inputs,
-    check_weight,
     define_loss,
     in_dtype_of,
 )
@@ -66,7 +66,7 @@ def varifocal_loss(
     op = "varifocal_loss"
     check_inputs(op, inputs, reduction)
     check_dense_targets(op, inputs, targets)
-    check_weight(op, "alpha", alpha)
-    check_weight(op, "gamma", gamma)
+    check_not_negative(op, "alpha", alpha)
+    check_not_negative(op, "gamma", gamma)
     loss: Tensor = _varifocal_loss(inputs, targets.to(inputs.dtype), alpha, gamma, reduction)
     return in_dtype_of(inputs, loss)

@@ -4,11 +4,11 @@
 In each class the boxes are visited by falling score, ties by index. A box joins the cluster whose
 fused box has the greatest IoU with it (the first of equals), if that is greater than the threshold,
 or founds a cluster. The fused box is the mean of the cluster's boxes, weighted by their scores. Its
-score is the mean (or the maximum) of theirs, times the share of all models that the cluster's size
-stands for.
+score is the mean of theirs, times the share of all models that the cluster's size stands for; or
+the maximum of theirs.
 
-- Scores are multiplied by the weight of their model first. Those not greater than the threshold,
-  NaN and infinite ones take no part.
+- Scores not greater than the threshold, NaN and infinite ones take no part. The others are
+  multiplied by the weight of their model first.
 - A box with a NaN coordinate, or without area (also inverted ones), is a cluster of its own.
 - Sums are float32 (float64 for float64 boxes), taken in the order of the scores: CPU and CUDA, and
   any number of threads, give the same bits. A cluster of one box has exactly its coordinates.
@@ -27,6 +27,7 @@ from torch import Tensor
 
 from pydet.ops._checks import (
     check_choice,
+    check_integer,
     check_number,
     check_same_device,
     check_shape,
@@ -82,8 +83,7 @@ def _check(
     num_models: Any, weights: Any, models: Any, score_threshold: Any, conf_type: Any, scores: Tensor
 ) -> None:
     op = "weighted_boxes_fusion"
-    if isinstance(num_models, bool) or not isinstance(num_models, int):
-        raise TypeError(f"{op}: num_models must be an integer, got {type(num_models).__name__}")
+    check_integer(op, "num_models", num_models)
     if num_models < 1:
         raise ValueError(f"{op}: num_models must be at least 1, got {num_models}")
     check_number(op, "score_threshold", score_threshold, "at least 0", lambda v: v >= 0)
@@ -164,8 +164,10 @@ def weighted_boxes_fusion(
         iou_threshold: A box joins a cluster where the IoU is greater than this, in [0, 1].
         score_threshold: Boxes whose score is not greater take no part; at least 0.
         weights: One positive number a model, for its scores; with ``models``. None: all 1.
-        models: [N] or [..., N] int64: which model each box is from, in [0, num_models).
-        conf_type: The score of a cluster is the mean ('avg') or the maximum ('max') of its boxes'.
+        models: [N] or [..., N] int64: which model each box is from, in [0, num_models); boxes of
+            others take no part.
+        conf_type: The score of a cluster is the mean of its boxes' times the share of models that
+            they are ('avg'), or their maximum ('max'; over the greatest of the weights).
         allows_overflow: Whether a cluster of more boxes than models counts for more than all.
         max_output: D, the most boxes that an image gets; gives the padded form, for any batch of
             images in one call and without synchronisation with the host.
@@ -191,9 +193,16 @@ def weighted_boxes_fusion(
     check_tensor(op, "idxs", idxs)
     _check(num_models, weights, models, score_threshold, conf_type, scores)
     boxes, scores = boxes.detach(), scores.detach()
-    takes_part = (scores > score_threshold) & (scores < math.inf)
+    takes_part = scores > score_threshold
     if weights is not None and models is not None:
-        scores = scores * scores.new_tensor(list(weights))[models]
+        weighted = torch.zeros_like(scores)
+        for model, weight in enumerate(weights):  # a table of them would be a copy to the device
+            weighted = torch.where(models == model, scores * weight, weighted)
+        scores = weighted
+    takes_part &= scores < math.inf
+    by_best = conf_type == "max"
+    weights = [1.0] * num_models if weights is None else weights
+    total = max(weights) if by_best else sum(weights)
     count = boxes.shape[-2] if max_output is None else max_output
     check_max_output(op, count)
     fused, keep, fused_scores, counts = _fusion(
@@ -202,8 +211,8 @@ def weighted_boxes_fusion(
         as_classes(idxs),
         float(iou_threshold),
         num_models,
-        float(num_models if weights is None else sum(weights)),
-        conf_type == "max",
+        float(total),
+        by_best,
         allows_overflow,
         count,
     )

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a data set to the batches of one process."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import torch
@@ -27,10 +27,11 @@ def load_batches(
     seed: int,
     workers: int,
     device: torch.device,
-) -> Iterator[tuple[ImageBatch, PackedTargets]]:
+) -> Generator[tuple[ImageBatch, PackedTargets], None, None]:
     """Every batch that `sampler` names, in its order, on the CPU (pinned for a CUDA `device`).
 
-    One iterator serves all epochs, so the workers live as long as the training.
+    One generator serves all epochs, so the workers live as long as the training: until it is
+    closed.
 
     Args:
         dataset: (image, target) pairs.
@@ -51,7 +52,7 @@ def load_batches(
         prefetch_factor=4 if workers else None,
         generator=torch.Generator(),  # its seeds must not come from the training's generator
     )
-    return iter(loader)
+    yield from loader
 
 
 class _Prepare:

@@ -13,7 +13,8 @@ Lightning Fabric places the model, casts and synchronises. The loop's own promis
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -40,7 +41,7 @@ from pydet.training.devices import (
 from pydet.training.ema import WeightAverage
 from pydet.training.logging import RunLog
 from pydet.training.results import Results
-from pydet.training.sampler import ImageStream, StreamBatchSampler, steps_left
+from pydet.training.sampler import ImageStream, Key, StreamBatchSampler, steps_left
 from pydet.training.schedule import build_optimizer, learning_rate
 from pydet.training.state import TrainState
 from pydet.training.watch import LossWatch
@@ -239,8 +240,8 @@ class _Trainer:
             )
         results = Results(state, self.folder, self.run_config, self.workers, self.log)
         try:
-            with self.stop:
-                self._loop(results)
+            with self.stop, closing(self._batches()) as batches:
+                self._loop(batches, results)
             results.finish()
         finally:
             if self.log:
@@ -255,18 +256,20 @@ class _Trainer:
             signal=max(gather(self.fabric, self.stop.received)) if self.stopping else 0,
         )
 
-    def _loop(self, results: Results) -> None:
-        config, state = self.config, self.state
+    def _batches(self) -> Generator[tuple[ImageBatch, PackedTargets], None, None]:
         self.sampler = self._sampler()
-        batches = load_batches(
+        return load_batches(
             self.train_dataset,
             self.sampler,
             self.detector.preprocessing,
             self.transform,
-            seed=config.seed,
+            seed=self.config.seed,
             workers=self.workers,
             device=self.device,
         )
+
+    def _loop(self, batches: Iterator[tuple[ImageBatch, PackedTargets]], results: Results) -> None:
+        config, state = self.config, self.state
         while state.position < state.total and not self.stopping:
             with self.clock:
                 self._step(batches)
@@ -298,6 +301,7 @@ class _Trainer:
         rate = learning_rate(self.state.position / self.stream.num_images, config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        keys: list[Key] = []
         for piece in range(config.accumulate):
             images, targets = next(batches)
             images = images.to(self.device, non_blocking=True)
@@ -305,8 +309,9 @@ class _Trainer:
             more = piece + 1 < config.accumulate
             with self.fabric.no_backward_sync(self.module, enabled=more):
                 losses = self.module(_Batch(images, targets))
-                keys = self.sampler.piece_keys(self.state.position, piece)
-                self.watch.add(self.state.step, keys, losses, targets.num_invalid)
+                piece_keys = self.sampler.piece_keys(self.state.position, piece)
+                keys += piece_keys
+                self.watch.add(self.state.step, piece_keys, losses, targets.num_invalid)
                 self.fabric.backward(sum(losses.values()) / config.accumulate)
         norm = self.fabric.clip_gradients(
             self.module,

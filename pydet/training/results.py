@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a training leaves behind: evaluations, weights, metrics, plots."""
 
+import math
 from pathlib import Path
 
 import torch
@@ -78,8 +79,9 @@ class Results:
         metric = self.config.best_metric
         place = {"epoch": self.state.epochs_done, "step": self.state.step}
         self.state.metrics = {**place, **evaluation.numbers()}
-        value = self.state.metrics[metric]  # NaN, without an object to find, is never better
-        best = not self.state.best or value > self.state.best[metric]
+        value = self.state.metrics[metric]  # NaN without an object to find: worse than any number
+        old = self.state.best.get(metric, math.nan)
+        best = not self.state.best or value > old or (math.isnan(old) and not math.isnan(value))
         assert self.log is not None
         self.log.write("eval", self.state.metrics)
         self.log.say(

@@ -23,14 +23,13 @@ class ImageStream:
 
     Args:
         num_images: images of the data set, at least 1.
-        seed: of the order.
-        shuffle: a new permutation each epoch, else the data set's own order.
+        seed: of the order, a new permutation each epoch.
 
     Raises:
         ValueError: no image.
     """
 
-    def __init__(self, num_images: int, seed: int = 0, shuffle: bool = True) -> None:
+    def __init__(self, num_images: int, seed: int = 0) -> None:
         if num_images < 1:
             raise ValueError(
                 f"ImageStream: num_images must be at least 1, got {num_images}: "
@@ -38,12 +37,9 @@ class ImageStream:
             )
         self.num_images = num_images
         self.seed = seed
-        self.shuffle = shuffle
         self._order = lru_cache(maxsize=4)(self._compute_order)
 
     def _compute_order(self, epoch: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-        if not self.shuffle:
-            return np.arange(self.num_images)
         # NumPy mixes the pair into one state, so neighbouring seeds and epochs are independent.
         generator = np.random.Generator(np.random.PCG64([self.seed, epoch]))
         return generator.permutation(self.num_images)

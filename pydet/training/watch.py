@@ -30,7 +30,7 @@ class LossWatch:
         norms: (step, keys, [] norm of the gradient) not yet looked at.
         sums: sum of each loss since `take`.
         count: pieces in these sums.
-        invalid_boxes: invalid boxes met since the start of the process.
+        invalid_boxes: invalid boxes met by this process in the whole training.
     """
 
     describe: Callable[[Key], str]

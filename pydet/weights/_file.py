@@ -23,14 +23,20 @@ def save(model: Detector, path: str | os.PathLike[str], **metadata: Any) -> None
     crash leaves the old file or none.
 
     Args:
-        model: A detector that :func:`pydet.create_model` built.
+        model: A detector that :func:`pydet.create_model` built; ``torch.compile`` or a wrapper for
+            parallel training may be around it.
         path: The file; an existing one is replaced.
         **metadata: What else to keep, as JSON can hold it: metrics, the training's settings.
 
     Raises:
+        TypeError: Not a detector.
         ValueError: A model without a name, or metadata that JSON cannot hold.
         OSError: The file cannot be written.
     """
+    for wrapped in ("_orig_mod", "module"):
+        model = getattr(model, wrapped, model)
+    if not isinstance(model, Detector):
+        raise TypeError(f"save: model must be a Detector, got {type(model).__name__}")
     if not model.name:
         raise ValueError("save: model must be built by create_model, got one without a name")
     config = dataclasses.asdict(model.config)

@@ -138,6 +138,7 @@ BROKEN_ANNOTATIONS = {
     "id given twice": ({"id": 3}, "annotation id 3 is given twice"),
     "id of words": ({"id": "x"}, "must be an integer"),
     "negative area": ({"area": -1}, "area must be"),
+    "area beyond floats": ({"area": 10**400}, "area must be"),
     "area of words": ({"area": "big"}, "area must be"),
     "duplicate": ({"category_id": 3, "bbox": [0, 0, 8, 8.5]}, "repeats annotation 3"),
 }

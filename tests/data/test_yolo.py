@@ -93,9 +93,11 @@ def test_classes_of_another_order(tmp_path):
 
 
 BROKEN_LINES = {
-    "too few": ("0 0.5 0.5 0.5", "class and four numbers, got 4 words"),
-    "polygon": ("0 0.1 0.1 0.2 0.1 0.2 0.2", "class and four numbers, got 7 words"),
-    "text": ("0 0.5 0.5 wide 0.5", "class and four numbers"),
+    "too few": ("0 0.5 0.5 0.5", "corners of a polygon, got 4 words"),
+    "half a point": ("0 0.1 0.1 0.2 0.1 0.2 0.2 0.3", "corners of a polygon, got 8 words"),
+    "flat polygon": ("0 0.1 0.1 0.2 0.1 0.3 0.1", "has no area"),
+    "polygon of nan": ("0 0.1 0.1 0.2 0.1 nan 0.2", "is not finite"),
+    "text": ("0 0.5 0.5 wide 0.5", "class and numbers"),
     "class in words": ("cat 0.5 0.5 0.5 0.5", "class must be a number from 0 on, got 'cat'"),
     "class as float": ("0.0 0.5 0.5 0.5 0.5", "class must be a number"),
     "negative class": ("-1 0.5 0.5 0.5 0.5", "class must be a number"),
@@ -183,6 +185,21 @@ def test_broken_yaml(tmp_path, yaml, words):
     for on_error in ("raise", "skip"):
         with pytest.raises(DatasetError, match=rf"data\.yaml.*{words}"):
             YoloDataset(root, on_error=on_error)
+
+
+def test_polygons_become_boxes(tmp_path):
+    root = write_yolo(tmp_path, {"a": "1 0.5 0.1 0.25 0.5 0.75 0.9 0.6 0.2"})
+    boxes = YoloDataset(root)[0][1]["boxes"]
+    assert boxes.tolist() == [pytest.approx([10, 3, 30, 27])]
+
+
+def test_absolute_paths_inside_of_the_folder(tmp_path):
+    root = write_yolo(tmp_path, {"a": "1 0.5 0.5 0.5 0.5"}, "train: train.txt\nnames: [cat, dog]")
+    (root / "train.txt").write_text(f"{root}/train/images/a.jpg\n")
+    dataset = YoloDataset(root)
+    assert dataset.num_boxes == len(dataset) == 1
+    (root / "data.yaml").write_text(f"train: {root}/train/images\nnames: [cat, dog]")
+    assert YoloDataset(root).num_boxes == 1
 
 
 def test_what_is_not_there(tmp_path):

@@ -21,7 +21,7 @@ sources are in its docstring: `help(pydet.ops.nms)`.
 - *kernels*: the devices that its native parts are registered for.
 - *gradient*, *second*: the arguments with a first derivative, and whether they have a second one
   (gradcheck and gradgradcheck in float64); "any": further ones, too. Where there are none, asking
-  for them raises `NotImplementedError`.
+  for them raises `NotImplementedError`, as asking for forward-mode derivatives does.
 - *deterministic*: the same bits run to run on one device, and on the CPU for any number of threads:
   always, or on a GPU "switched" by `torch.use_deterministic_algorithms(True)`.
 - *compile*: `torch.compile(fullgraph=True, dynamic=True)`; *export*: `torch.export` with dynamic

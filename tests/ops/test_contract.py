@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from pydet import ops
 from tests.conftest import deterministic_algorithms, is_emulated, needs_cuda
@@ -367,6 +368,32 @@ def test_autocast(case: OpCase, device: torch.device):
         with torch.autocast(device.type, dtype=torch.bfloat16):
             results = case.run(**tensors)
         assert_close(case, results, wanted)
+
+
+@each_gradient
+def test_forward_mode_is_never_wrong(case: OpCase, device: torch.device):
+    """A tangent, where torch has one, is that of the gradients; where there is none, it is said."""
+    tensors = case.tensors(3, torch.float64, device)
+    tangents = {name: weights_like(tensors[name]) for name in case.gradients}
+    with forward_ad.dual_level():
+        dual = {name: forward_ad.make_dual(tensors[name], t) for name, t in tangents.items()}
+        try:
+            results = case.run(**{**tensors, **dual})
+        except NotImplementedError as error:
+            assert "forward-mode derivatives are not implemented" in str(error)
+            return
+        found = [forward_ad.unpack_dual(result).tangent for result in results]
+    leaves = with_gradient(case, tensors)
+    for result, tangent in zip(case.run(**leaves), found, strict=True):
+        if not result.requires_grad:
+            assert tangent is None
+            continue
+        grads = torch.autograd.grad(
+            result, [leaves[name] for name in tangents], weights_like(result), retain_graph=True
+        )
+        both = sum((g * t).sum() for g, t in zip(grads, tangents.values(), strict=True))
+        assert tangent is not None
+        torch.testing.assert_close((tangent * weights_like(result)).sum(), both)
 
 
 @each_case

@@ -56,7 +56,7 @@ def test_worked_example(device):
     assert result.boxes.tolist() == [[0, 0, 8, 8.5], [20, 0, 28, 8]]
     assert (result.scores.tolist(), result.labels.tolist()) == ([0.5, 0.25], [3, 4])
     result = ops.weighted_boxes_fusion(boxes, scores, idxs, 2, conf_type="max")
-    assert result.scores.tolist() == [0.75, 0.25]
+    assert result.scores.tolist() == [0.75, 0.5]
     # One model: two boxes of one cluster count once, or twice where that is allowed.
     result = ops.weighted_boxes_fusion(boxes, scores, idxs, 1)
     assert result.scores.tolist() == [0.5, 0.5]
@@ -73,6 +73,19 @@ def test_weights_of_models(device):
     result = ops.weighted_boxes_fusion(boxes, scores, idxs, 2, weights=[1, 3], models=models)
     assert result.boxes.tolist() == [[0, 0, 8, 9]]
     assert result.scores.tolist() == [0.75 * 2 / 4]
+    result = ops.weighted_boxes_fusion(
+        boxes, scores, idxs, 2, weights=[1, 3], models=models, conf_type="max"
+    )
+    assert result.scores.tolist() == [0.25]
+    # Of no model; of a score that is infinite with its weight: both take no part.
+    models = torch.tensor([2, 1], device=device)
+    result = ops.weighted_boxes_fusion(boxes, scores, idxs, 2, weights=[1, 3], models=models)
+    assert result.boxes.tolist() == boxes[1:].tolist()
+    large = [1, 2.0**1023]
+    result = ops.weighted_boxes_fusion(
+        boxes.float(), scores.float() * 4, idxs, 2, weights=large, models=models
+    )
+    assert len(result.boxes) == 0
 
 
 @given(

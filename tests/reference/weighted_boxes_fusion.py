@@ -44,10 +44,11 @@ def weighted_boxes_fusion(
     results = []
     for members, box in clusters:
         weights = [number(scores[m]) for m in members]
-        mean = max(weights) if by_best else added(weights) / number(len(members))
+        mean = added(weights) / number(len(members))
         confirmed = len(members) if overflow else min(len(members), num_models)
         share = number(confirmed) / number(num_models if total_weight is None else total_weight)
-        results.append((mean * share, members[0], box))
+        # As the authors' code: of models that all weigh 1 the greatest score as it is.
+        results.append((max(weights) if by_best else mean * share, members[0], box))
     results = sorted((r for r in results if r[0] > 0), key=lambda r: (-r[0], r[1]))
     return [r[2] for r in results], [r[0] for r in results], [idxs[r[1]] for r in results]
 

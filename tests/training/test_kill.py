@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -28,7 +29,9 @@ def launch(drawn: Path, output: Path, *flags: str) -> subprocess.Popen:
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with (output.parent / "log.txt").open("a") as log:
-        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+        return subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
 
 
 def wait_for(condition, process: subprocess.Popen) -> bool:
@@ -87,11 +90,13 @@ def test_killed_and_resumed_is_undisturbed_to_the_bit(drawn, tmp_path):
     assert not list(parts.glob(".*tmp*"))
 
 
-def test_sigterm_saves_and_stops_cleanly(drawn, tmp_path):
+@pytest.mark.parametrize("workers", [0, 1])
+def test_sigterm_saves_and_stops_cleanly(drawn, tmp_path, workers):
+    """To all processes, as service managers send it: readers must not die before their parent."""
     output = tmp_path / "run"
-    process = launch(drawn, output)
+    process = launch(drawn, output, "--workers", str(workers))
     assert wait_for(lambda: len(read_log(output)) >= 2, process)
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)
     assert process.wait(timeout=60) == 128 + signal.SIGTERM
     text = (tmp_path / "log.txt").read_text()
     assert "stopped after step" in text

@@ -2,6 +2,7 @@
 """pydet's own files: what they hold, what breaks them, and how that is said."""
 
 import json
+import math
 import os
 import pickle
 import struct
@@ -160,10 +161,45 @@ def test_tensors_of_no_known_model_are_listed(tmp_path):
         pydet.load(path)
 
 
+@pytest.mark.parametrize(
+    "wrap", [lambda m: torch.compile(m, backend="eager"), torch.nn.DataParallel]
+)
+def test_wrapped_models_are_saved_without_the_wrapper(model, tmp_path, wrap):
+    pydet.save(wrap(model), tmp_path / "model.safetensors")
+    loaded = pydet.load(tmp_path / "model.safetensors").state_dict()
+    assert all(torch.equal(value, loaded[name]) for name, value in model.state_dict().items())
+
+
+def test_what_is_no_detector_is_not_saved(tmp_path):
+    with pytest.raises(TypeError, match="save: model must be a Detector, got Linear"):
+        pydet.save(torch.nn.Linear(2, 2), tmp_path / "model.safetensors")
+
+
 def test_unnamed_model_is_not_saved(model, tmp_path):
     unnamed = type(model)(model.config, 3)
     with pytest.raises(ValueError, match="built by create_model"):
         pydet.save(unnamed, tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "words"),
+    [
+        ("fcos_resnet18_fpn", {"nms_iou_threshold": 60}, r"nms_iou_threshold must be in \[0, 1\]"),
+        ("fcos_resnet18_fpn", {"score_threshold": "0,05"}, "score_threshold must be a number"),
+        ("fcos_resnet18_fpn", {"focal_gamma": -0.5}, r"focal_gamma must be in \[0, 100\]"),
+        ("retinanet_resnet18_fpn", {"max_detections": 1.5}, "max_detections must be an integer"),
+        ("retinanet_resnet18_fpn", {"levels": 3}, "levels must be tuple"),
+        ("retinanet_resnet18_fpn", {"head_convs": -1}, "head_convs must be at least 0"),
+        ("retinanet_resnet18_fpn", {"preprocessing": 64}, "preprocessing must be Preprocessing"),
+        ("retinanet_resnet18_fpn", {"preprocessing": {"mean": "abc"}}, "preprocessing.mean must"),
+        ("retinanet_resnet18_fpn", {"norm_eps": math.nan}, "norm_eps must be in"),
+        ("faster_rcnn_resnet18_fpn", {"fpn_channels": 0}, "fpn_channels must be at least 1, got 0"),
+        ("ssd300_vgg16", {"nms_iou_threshold": True}, "nms_iou_threshold must be a number"),
+    ],
+)
+def test_wrong_options_are_refused_before_anything_is_learnt(name, option, words):
+    with pytest.raises(ValueError, match=words):
+        pydet.create_model(name, 2, **option)
 
 
 def test_create_model_refuses_in_words():
