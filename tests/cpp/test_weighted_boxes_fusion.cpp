@@ -89,7 +89,7 @@ void test_cluster() {
   CHECK(cluster.founder == 4 && cluster.count == 2);
   CHECK(cluster.fused.y2 == 8.5f);
   CHECK(cluster.score(false, false, 1, 1.0f) == 0.5f);
-  CHECK(cluster.score(true, false, 4, 4.0f) == 0.375f);
+  CHECK(cluster.score(true, false, 4, 2.0f) == 0.375f);  // the best over the greatest weight
   CHECK(cluster.score(false, true, 1, 1.0f) == 1.0f);
 }
 
