@@ -250,6 +250,7 @@ def test_any_scale(device, threshold):
     assert ops.nms(boxes + 2.0**23, scores, threshold).tolist() == keep
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("scale", [1.0, 2.0**-60, 2.0**50])
 @pytest.mark.parametrize("share", [2.0**-6, 0.25, 0.5, 0.875])
 def test_many_at_the_threshold(device, share, scale):
