@@ -19,6 +19,16 @@ namespace pydet {
 namespace cpu {
 namespace {
 
+// Of the lanes with a bit, the one of the smallest index.
+inline int first_of(uint32_t lanes, const uint32_t* ids) {
+  int result = __builtin_ctz(lanes);
+  for (lanes &= lanes - 1; lanes != 0; lanes &= lanes - 1) {
+    const int lane = __builtin_ctz(lanes);
+    if (ids[lane] < ids[result]) result = lane;
+  }
+  return result;
+}
+
 // The best of 32 leaves, nodes or roots each: scores as integers of the same order (they are
 // positive, or -1 for what is out), and the index of the box that has it.
 template <class A>
@@ -45,12 +55,7 @@ struct Best {
     for (int lane = 0; lane < kBoundsLanes; ++lane) {
       equal |= static_cast<uint32_t>(score[lane] == best) << lane;
     }
-    int result = __builtin_ctz(equal);
-    for (equal &= equal - 1; equal != 0; equal &= equal - 1) {
-      const int lane = __builtin_ctz(equal);
-      if (id[lane] < id[result]) result = lane;
-    }
-    return result;
+    return first_of(equal, id);
   }
 
   void set(int lane, const Best& below) {
@@ -120,14 +125,15 @@ struct PickFromGroup {
     const A* scores = group.scores[leaf];
     bits_t<A> best = to_bits(scores[0]);
     for (int lane = 1; lane < kBoundsLanes; ++lane) best = std::max(best, to_bits(scores[lane]));
-    const uint32_t* ids = group.tree.leaves[leaf].id;
-    uint32_t id = kNoPlace;  // of equals the smallest
-    for (int lane = 0; lane < kBoundsLanes; ++lane) {
-      id = std::min(id, to_bits(scores[lane]) == best ? ids[lane] : kNoPlace);
-    }
     Best<A>& node = group.of_leaves[leaf / kBoundsLanes];
     node.score[leaf % kBoundsLanes] = best;
-    node.id[leaf % kBoundsLanes] = id;
+    if (best < 0) return;  // all are out: nobody asks which is the first
+    uint32_t equal = 0;
+    for (int lane = 0; lane < kBoundsLanes; ++lane) {
+      equal |= static_cast<uint32_t>(to_bits(scores[lane]) == best) << lane;
+    }
+    const uint32_t* ids = group.tree.leaves[leaf].id;
+    node.id[leaf % kBoundsLanes] = ids[first_of(equal, ids)];
   }
 
   static void refresh_node(const Group<A>& group, int64_t node) {
