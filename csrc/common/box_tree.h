@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <memory>
 
 #include "common/bounds.h"
 #include "common/box.h"
@@ -16,6 +17,9 @@
 #include "common/suppression.h"
 
 namespace pydet {
+
+using PlaceItem = Item<uint32_t>;
+constexpr uint32_t kNoPlace = std::numeric_limits<uint32_t>::max();
 
 template <class A>
 struct Leaf {
@@ -29,10 +33,12 @@ struct Leaf {
 // share of both sides in common with another meets its core. Cores may be turned inside out.
 template <class A>
 struct BoxTree {
-  int64_t num_leaves, num_nodes, num_roots;
-  Leaf<A>* leaves;   // [num_leaves]
-  Bounds<A>* nodes;  // [num_nodes] of 32 leaves each
-  Bounds<A>* roots;  // [num_roots] of 32 nodes each
+  Leaf<A>* leaves;             // [num_leaves]
+  Bounds<A>* nodes;            // [num_nodes] of 32 leaves each
+  Bounds<A>* roots;            // [num_roots] of 32 nodes each
+  uint32_t* place;             // 32 * leaf + lane of each box, or kNoPlace
+  PlaceItem *items, *scratch;  // one a box, while the tree is built
+  int64_t num_leaves = 0, num_nodes = 0, num_roots = 0;
 
   // Calls visit(node, bits) for each node with leaves whose cores the box may meet.
   template <class Visit>
@@ -47,11 +53,46 @@ struct BoxTree {
   }
 };
 
-// Memory for the trees of all groups of `count` boxes: a group that begins at box `begin` and has
-// more than 32 boxes takes leaves from leaf_begin(begin) on, nodes and roots from
-// node_begin(begin).
+// Where a group that begins at box `begin` and has more than 32 boxes finds its leaves, and its
+// nodes and roots, in arrays that all groups of an image share; with the number of all boxes, the
+// length of these arrays.
 inline int64_t leaf_begin(int64_t begin) { return begin / (kBoundsLanes / 2); }
 inline int64_t node_begin(int64_t begin) { return begin / kBoundsLanes; }
+
+// Memory for the trees of all groups of an image.
+template <class A>
+struct TreeMemory {
+  std::unique_ptr<Leaf<A>[]> leaves;
+  std::unique_ptr<Bounds<A>[]> nodes, roots;
+  std::unique_ptr<uint32_t[]> place;
+  std::unique_ptr<PlaceItem[]> items, scratch;
+
+  explicit TreeMemory(int64_t num_boxes)
+      : leaves(new Leaf<A>[leaf_begin(num_boxes)]),
+        nodes(new Bounds<A>[node_begin(num_boxes)]),
+        roots(new Bounds<A>[node_begin(num_boxes)]),
+        place(new uint32_t[num_boxes]),
+        items(new PlaceItem[num_boxes]),
+        scratch(new PlaceItem[num_boxes]) {}
+
+  // For the group that begins at box `begin`.
+  BoxTree<A> tree(int64_t begin) {
+    const int64_t leaf = leaf_begin(begin), node = node_begin(begin);
+    return {&leaves[leaf], &nodes[node],  &roots[node],
+            &place[begin], &items[begin], &scratch[begin]};
+  }
+};
+
+// What the tree of a group of up to 32 boxes has in place of its part of the shared arrays.
+template <class A>
+struct OneLeaf {
+  Leaf<A> leaf;
+  Bounds<A> node, root;
+
+  BoxTree<A> tree(const BoxTree<A>& shared) {
+    return {&leaf, &node, &root, shared.place, shared.items, shared.scratch};
+  }
+};
 
 // 11 bits of each coordinate of the centre, interleaved: near boxes have near numbers.
 class PlaceCode {
@@ -104,16 +145,12 @@ class PlaceCode {
   double x_first_ = 0, x_scale_ = 0, y_first_ = 0, y_scale_ = 0;
 };
 
-using PlaceItem = Item<uint32_t>;
-constexpr uint32_t kNoPlace = std::numeric_limits<uint32_t>::max();
-
-// Fills the tree's arrays with those of the `count` boxes that can overlap others. `threshold` is
-// what their IoU has to exceed for the tree's user to care: 0 for any overlap. place[k] is
-// 32 * leaf + lane, or kNoPlace for a box that stands outside of the tree. `items` and `scratch`
-// have room for count.
+// Fills the tree with those of the `count` boxes that can overlap others. `threshold` is what their
+// IoU has to exceed for the tree's user to care: 0 for any overlap.
 template <class A>
-void build_tree(int64_t count, const Box<A>* boxes, A threshold, PlaceItem* items,
-                PlaceItem* scratch, uint32_t* place, BoxTree<A>* tree) {
+void build_tree(int64_t count, const Box<A>* boxes, A threshold, BoxTree<A>* tree) {
+  PlaceItem* items = tree->items;
+  uint32_t* place = tree->place;
   int64_t inside = 0;
   for (int64_t k = 0; k < count; ++k) {
     place[k] = kNoPlace;
@@ -122,7 +159,7 @@ void build_tree(int64_t count, const Box<A>* boxes, A threshold, PlaceItem* item
   if (inside > kBoundsLanes) {
     const PlaceCode code(inside, [&](int64_t i) { return boxes[items[i].index]; });
     for (int64_t i = 0; i < inside; ++i) items[i].key = code(boxes[items[i].index]);
-    items = sort_items(inside, items, scratch);
+    items = sort_items(inside, items, tree->scratch);
   }
   tree->num_leaves = (inside + kBoundsLanes - 1) / kBoundsLanes;
   tree->num_nodes = (tree->num_leaves + kBoundsLanes - 1) / kBoundsLanes;

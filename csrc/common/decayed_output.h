@@ -2,6 +2,7 @@
 // The last step of ops that lower scores, on the CPU: rows of boxes by falling score.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "common/sort_items.h"
@@ -13,15 +14,14 @@ namespace pydet {
 // ties by index, and -1 and 0 behind them; returns how many there are, at most max_output.
 template <class T>
 int64_t write_by_score(int64_t num_boxes, int64_t max_output, acc_t<T> score_threshold,
-                       const acc_t<T>* scores, ScoreItem<acc_t<T>>* items,
-                       ScoreItem<acc_t<T>>* scratch, int64_t* keep, T* decayed) {
-  int64_t count = 0;
+                       const acc_t<T>* scores, ScoreSort<acc_t<T>>* sort, int64_t* keep,
+                       T* decayed) {
+  sort->clear();
   for (int64_t i = 0; i < num_boxes; ++i) {
-    if (scores[i] > score_threshold)
-      items[count++] = {score_key(scores[i]), static_cast<uint32_t>(i)};
+    if (scores[i] > score_threshold) sort->add(scores[i], i);
   }
-  const ScoreItem<acc_t<T>>* sorted = sort_items(count, items, scratch);
-  count = count < max_output ? count : max_output;
+  const ScoreItem<acc_t<T>>* sorted = sort->sort();
+  const int64_t count = std::min(sort->count(), max_output);
   for (int64_t k = 0; k < max_output; ++k) {
     keep[k] = k < count ? int64_t{sorted[k].index} : -1;
     store(decayed + k, k < count ? scores[sorted[k].index] : acc_t<T>(0));

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <memory>
 
 #include "common/suppression.h"
 
@@ -66,17 +67,64 @@ Item<Key>* sort_items(int64_t count, Item<Key>* items, Item<Key>* scratch) {
   return items;
 }
 
-// Sorts items by their keys as sort_items and writes where each group of equal keys begins, and
-// `count` behind the last; *num_groups tells how many there are.
-inline ClassItem* group_items(int64_t count, ClassItem* items, ClassItem* scratch,
-                              int64_t* group_begin, int64_t* num_groups) {
-  ClassItem* sorted = sort_items(count, items, scratch);
-  *num_groups = 0;
-  for (int64_t k = 0; k < count; ++k) {
-    if (k == 0 || sorted[k].key != sorted[k - 1].key) group_begin[(*num_groups)++] = k;
+// Orders the boxes of one image by falling score, ties by index.
+template <class A>
+class ScoreSort {
+ public:
+  explicit ScoreSort(int64_t most)
+      : items_(new ScoreItem<A>[most]), scratch_(new ScoreItem<A>[most]) {}
+
+  void clear() { count_ = 0; }
+  int64_t count() const { return count_; }
+
+  // Indices have to increase.
+  void add(A score, int64_t index) {
+    items_[count_++] = {score_key(score), static_cast<uint32_t>(index)};
   }
-  group_begin[*num_groups] = count;
-  return sorted;
-}
+
+  // [count()]; valid until the next clear.
+  const ScoreItem<A>* sort() { return sort_items(count_, items_.get(), scratch_.get()); }
+
+ private:
+  std::unique_ptr<ScoreItem<A>[]> items_, scratch_;
+  int64_t count_ = 0;
+};
+
+// The classes of one image: groups of what belongs to one class, in its order.
+class ClassGroups {
+ public:
+  explicit ClassGroups(int64_t most)
+      : items_(new ClassItem[most]), scratch_(new ClassItem[most]), begin_(new int64_t[most + 1]) {}
+
+  // Groups i in [0, count) by class_of(i).
+  template <class ClassOf>
+  void find(int64_t count, const ClassOf& class_of) {
+    for (int64_t i = 0; i < count; ++i) {
+      items_[i] = {static_cast<uint64_t>(class_of(i)), static_cast<uint32_t>(i)};
+    }
+    members_ = sort_items(count, items_.get(), scratch_.get());
+    num_groups_ = 0;
+    for (int64_t k = 0; k < count; ++k) {
+      if (k == 0 || members_[k].key != members_[k - 1].key) begin_[num_groups_++] = k;
+    }
+    begin_[num_groups_] = count;
+  }
+
+  int64_t size() const { return num_groups_; }
+  const ClassItem* members() const { return members_; }  // group by group
+  int64_t begin(int64_t group) const { return begin_[group]; }
+  int64_t count(int64_t group) const { return begin_[group + 1] - begin_[group]; }
+
+  // The number of groups that have about `members` together: what a thread takes at a time.
+  int64_t grain(int64_t members) const {
+    return std::max<int64_t>(1, members * num_groups_ / std::max<int64_t>(1, begin_[num_groups_]));
+  }
+
+ private:
+  std::unique_ptr<ClassItem[]> items_, scratch_;
+  std::unique_ptr<int64_t[]> begin_;
+  const ClassItem* members_ = nullptr;
+  int64_t num_groups_ = 0;
+};
 
 }  // namespace pydet

@@ -23,7 +23,6 @@ template <class A>
 struct Group {
   BoxTree<A> tree;
   A (*peaks)[kBoundsLanes];  // [num_leaves] by leaf and lane: the greatest IoU with a better box
-  const uint32_t* place;     // 32 * leaf + lane of each box, or kNoPlace
 };
 
 // All IoUs of a leaf with box number k that count: those of better boxes; 0 for the others.
@@ -67,9 +66,9 @@ template <class A>
 struct FindPeaks {
   static void run(int64_t begin, int64_t end, const Group<A>* group) {
     for (int64_t k = begin; k < end; ++k) {
-      if (group->place[k] == kNoPlace) continue;
-      const int64_t own = group->place[k] / kBoundsLanes;
-      const int own_lane = static_cast<int>(group->place[k] % kBoundsLanes);
+      if (group->tree.place[k] == kNoPlace) continue;
+      const int64_t own = group->tree.place[k] / kBoundsLanes;
+      const int own_lane = static_cast<int>(group->tree.place[k] % kBoundsLanes);
       const Box<A> box = group->tree.leaves[own].boxes.box(own_lane);
       const A box_area = group->tree.leaves[own].area[own_lane];
       A peak = 0;
@@ -90,9 +89,9 @@ struct FindWeights {
                   A* weights) {
     for (int64_t k = begin; k < end; ++k) {
       weights[k] = 1;
-      if (group->place[k] == kNoPlace) continue;
-      const int64_t own = group->place[k] / kBoundsLanes;
-      const int own_lane = static_cast<int>(group->place[k] % kBoundsLanes);
+      if (group->tree.place[k] == kNoPlace) continue;
+      const int64_t own = group->tree.place[k] / kBoundsLanes;
+      const int own_lane = static_cast<int>(group->tree.place[k] % kBoundsLanes);
       const Box<A> box = group->tree.leaves[own].boxes.box(own_lane);
       const A box_area = group->tree.leaves[own].area[own_lane];
       MatrixDecay<A> decay(method);
@@ -121,34 +120,21 @@ struct FindWeights {
 template <class T>
 struct Workspace {
   using A = acc_t<T>;
-  std::unique_ptr<ScoreItem<A>[]> items, scratch;
-  std::unique_ptr<ClassItem[]> class_items, class_scratch;
-  std::unique_ptr<PlaceItem[]> place_items, place_scratch;
-  std::unique_ptr<int64_t[]> group_begin;
-  std::unique_ptr<uint32_t[]> order, place;
+  ScoreSort<A> by_score;
+  ClassGroups groups;
   std::unique_ptr<Box<A>[]> boxes;  // class by class, in score order
   std::unique_ptr<A[]> weights, decayed;
-  std::unique_ptr<Leaf<A>[]> leaves;
+  TreeMemory<A> trees;
   std::unique_ptr<A[][kBoundsLanes]> peaks;
-  std::unique_ptr<Bounds<A>[]> nodes, roots;
 
   explicit Workspace(int64_t n)
-      : items(new ScoreItem<A>[n]),
-        scratch(new ScoreItem<A>[n]),
-        class_items(new ClassItem[n]),
-        class_scratch(new ClassItem[n]),
-        place_items(new PlaceItem[n]),
-        place_scratch(new PlaceItem[n]),
-        group_begin(new int64_t[n + 1]),
-        order(new uint32_t[n]),
-        place(new uint32_t[n]),
+      : by_score(n),
+        groups(n),
         boxes(new Box<A>[n]),
         weights(new A[n]),
         decayed(new A[n]),
-        leaves(new Leaf<A>[leaf_begin(n)]),
-        peaks(new A[leaf_begin(n)][kBoundsLanes]),
-        nodes(new Bounds<A>[node_begin(n)]),
-        roots(new Bounds<A>[node_begin(n)]) {}
+        trees(n),
+        peaks(new A[leaf_begin(n)][kBoundsLanes]) {}
 };
 
 // Boxes that a thread takes at a time, about.
@@ -156,24 +142,19 @@ constexpr int64_t kGrain = 256;
 
 // One class of an image: the boxes of ranks members[k].index, or k where members is null.
 template <class T>
-void run_group(int64_t begin, int64_t count, const MatrixNmsParams& p, const ClassItem* members,
-               const T* boxes, const T* scores, Workspace<T>& w) {
+void run_group(int64_t begin, int64_t count, const MatrixNmsParams& p,
+               const ScoreItem<acc_t<T>>* ranked, const ClassItem* members, const T* boxes,
+               const T* scores, Workspace<T>& w) {
   using A = acc_t<T>;
   const auto index_of = [&](int64_t k) {
-    return w.order[members == nullptr ? k : members[k].index];
+    return ranked[members == nullptr ? k : members[k].index].index;
   };
-  const int64_t leaf = leaf_begin(begin), node = node_begin(begin);
-  Leaf<A> one_leaf;
+  OneLeaf<A> one_leaf;
   A one_peaks[1][kBoundsLanes];
-  Bounds<A> one_node, one_root;
-  const bool small = count <= kBoundsLanes;  // needs nothing of the shared arrays
-  Group<A> group{{0, 0, 0, small ? &one_leaf : &w.leaves[leaf], small ? &one_node : &w.nodes[node],
-                  small ? &one_root : &w.roots[node]},
-                 small ? one_peaks : &w.peaks[leaf],
-                 &w.place[begin]};
+  Group<A> group{w.trees.tree(begin), &w.peaks[leaf_begin(begin)]};
+  if (count <= kBoundsLanes) group = {one_leaf.tree(group.tree), one_peaks};
   for (int64_t k = 0; k < count; ++k) w.boxes[begin + k] = load_box(boxes, index_of(k));
-  build_tree<A>(count, &w.boxes[begin], A(0), &w.place_items[begin], &w.place_scratch[begin],
-                &w.place[begin], &group.tree);
+  build_tree<A>(count, &w.boxes[begin], A(0), &group.tree);
   for (int64_t i = 0; i < group.tree.num_leaves; ++i) {
     std::fill_n(group.peaks[i], kBoundsLanes, A(0));
   }
@@ -197,40 +178,33 @@ int64_t matrix_nms_image(const MatrixNmsParams& p, const T* boxes, const T* scor
                          const int64_t* idxs, Workspace<T>& w, int64_t* keep, T* decayed) {
   using A = acc_t<T>;
   const A score_threshold = rounded_to<T>(p.score_threshold);
-  int64_t count = 0;
+  w.by_score.clear();
   for (int64_t i = 0; i < p.num_boxes; ++i) {
     const A score = load(scores + i);
     w.decayed[i] = A(-1);
-    if (score > score_threshold) {
-      w.items[count++] = {score_key(score), static_cast<uint32_t>(i)};
-    }
+    if (score > score_threshold) w.by_score.add(score, i);
   }
-  const ScoreItem<A>* sorted = sort_items(count, w.items.get(), w.scratch.get());
-  for (int64_t rank = 0; rank < count; ++rank) w.order[rank] = sorted[rank].index;
+  const ScoreItem<A>* ranked = w.by_score.sort();
+  const int64_t count = w.by_score.count();
   if (idxs == nullptr) {
-    run_group<T>(0, count, p, nullptr, boxes, scores, w);
+    run_group<T>(0, count, p, ranked, nullptr, boxes, scores, w);
   } else {
-    for (int64_t rank = 0; rank < count; ++rank) {
-      w.class_items[rank] = {static_cast<uint64_t>(idxs[w.order[rank]]),
-                             static_cast<uint32_t>(rank)};
-    }
-    int64_t num_groups = 0;
-    const ClassItem* members = group_items(count, w.class_items.get(), w.class_scratch.get(),
-                                           w.group_begin.get(), &num_groups);
+    w.groups.find(count, [&](int64_t rank) { return idxs[ranked[rank].index]; });
     const auto run_groups = [&](int64_t first, int64_t end) {
       for (int64_t group = first; group < end; ++group) {
-        const int64_t begin = w.group_begin[group];
-        run_group<T>(begin, w.group_begin[group + 1] - begin, p, members + begin, boxes, scores, w);
+        const int64_t begin = w.groups.begin(group);
+        run_group<T>(begin, w.groups.count(group), p, ranked, w.groups.members() + begin, boxes,
+                     scores, w);
       }
     };
-    if (num_groups == 1) {
+    if (w.groups.size() == 1) {
       run_groups(0, 1);  // here, so that the threads share its boxes
     } else {
-      parallel_for(num_groups, kGrain * num_groups / std::max<int64_t>(1, count), run_groups);
+      parallel_for(w.groups.size(), w.groups.grain(kGrain), run_groups);
     }
   }
-  return write_by_score(p.num_boxes, p.max_output, score_threshold, w.decayed.get(), w.items.get(),
-                        w.scratch.get(), keep, decayed);
+  return write_by_score(p.num_boxes, p.max_output, score_threshold, w.decayed.get(), &w.by_score,
+                        keep, decayed);
 }
 
 }  // namespace

@@ -39,26 +39,73 @@ struct SuppressByBits {
   }
 };
 
-// Memory of the tree of one group.
+// A bit for each lane of `among` that the box hides.
 template <class A>
-struct TreeScratch {
-  PlaceItem *items, *scratch;
-  uint32_t* place;
-  uint32_t* undecided;  // a bit a lane of each leaf
-  BoxTree<A> tree;
+uint32_t hidden_by(const SuppressionRule<A>& rule, const Leaf<A>& leaf, uint32_t among,
+                   const Box<A>& box, A box_area) {
+  uint32_t maybe = 0, surely = 0;
+  for (int lane = 0; lane < kBoundsLanes; ++lane) {
+    const A inter = intersection(box, leaf.boxes.box(lane));
+    maybe |= static_cast<uint32_t>(rule.may_hide(inter, box_area, leaf.area[lane])) << lane;
+  }
+  for (maybe &= among; maybe != 0; maybe &= maybe - 1) {
+    const int lane = __builtin_ctz(maybe);
+    surely |=
+        static_cast<uint32_t>(rule.hides(box, box_area, leaf.boxes.box(lane), leaf.area[lane]))
+        << lane;
+  }
+  return surely;
+}
+
+// Compares each kept box with all behind it: the least work for few boxes.
+constexpr int64_t kMostByPairs = 256;
+
+template <class A>
+struct SuppressByPairs {
+  static void run(const Group<A>* group, const SuppressionRule<A>* rule, Leaf<A>* leaves) {
+    const int64_t num_leaves = (group->count + kBoundsLanes - 1) / kBoundsLanes;
+    uint32_t undecided[kMostByPairs / kBoundsLanes];
+    for (int64_t number = 0; number < num_leaves; ++number) {
+      const int64_t begin = number * kBoundsLanes, left = group->count - begin;
+      Leaf<A>& leaf = leaves[number];
+      for (int lane = 0; lane < kBoundsLanes; ++lane)
+        leaf.boxes.set(lane, group->boxes[begin + std::min<int64_t>(lane, left - 1)]);
+      for (int lane = 0; lane < kBoundsLanes; ++lane) {
+        const Box<A> box = leaf.boxes.box(lane);
+        const A box_area = area(box);
+        leaf.area[lane] =
+            can_overlap(box, box_area) ? box_area : std::numeric_limits<A>::quiet_NaN();
+      }
+      undecided[number] = left < kBoundsLanes ? (1u << left) - 1 : ~0u;
+    }
+    int64_t num_kept = 0;
+    for (int64_t number = 0; number < num_leaves; ++number) {
+      while (undecided[number] != 0 && num_kept < group->limit) {
+        const int lane = __builtin_ctz(undecided[number]);
+        undecided[number] &= undecided[number] - 1;
+        group->keep[group->rank(number * kBoundsLanes + lane)] = 1;
+        ++num_kept;
+        const Box<A> box = leaves[number].boxes.box(lane);
+        const A box_area = leaves[number].area[lane];
+        for (int64_t other = number; other < num_leaves; ++other) {
+          if (undecided[other] == 0) continue;
+          undecided[other] &= ~hidden_by(*rule, leaves[other], undecided[other], box, box_area);
+        }
+      }
+    }
+  }
 };
 
 template <class A>
 struct SuppressByTree {
-  static void run(const Group<A>* group, const SuppressionRule<A>* rule, TreeScratch<A>* scratch) {
-    const BoxTree<A>& tree = scratch->tree;
-    uint32_t* undecided = scratch->undecided;
-    build_tree<A>(group->count, group->boxes, rule->threshold, scratch->items, scratch->scratch,
-                  scratch->place, &scratch->tree);
+  // undecided: room for a bit a lane of each leaf
+  static void run(const Group<A>* group, const SuppressionRule<A>* rule, BoxTree<A> tree,
+                  uint32_t* undecided) {
+    build_tree<A>(group->count, group->boxes, rule->threshold, &tree);
     std::fill_n(undecided, tree.num_leaves, ~0u);
     int64_t num_kept = 0;
     for (int64_t k = 0; k < group->count && num_kept < group->limit; ++k) {
-      const uint32_t place = scratch->place[k];
+      const uint32_t place = tree.place[k];
       if (place != kNoPlace) {
         uint32_t& leaf = undecided[place / kBoundsLanes];
         const uint32_t lane = 1u << place % kBoundsLanes;
@@ -85,60 +132,28 @@ struct SuppressByTree {
       }
     });
   }
-
-  // A bit for each lane of `among` that the box hides.
-  static uint32_t hidden_by(const SuppressionRule<A>& rule, const Leaf<A>& leaf, uint32_t among,
-                            const Box<A>& box, A box_area) {
-    uint32_t maybe = 0, surely = 0;
-    for (int lane = 0; lane < kBoundsLanes; ++lane) {
-      const A inter = intersection(box, leaf.boxes.box(lane));
-      maybe |= static_cast<uint32_t>(rule.may_hide(inter, box_area, leaf.area[lane])) << lane;
-    }
-    for (maybe &= among; maybe != 0; maybe &= maybe - 1) {
-      const int lane = __builtin_ctz(maybe);
-      surely |=
-          static_cast<uint32_t>(rule.hides(box, box_area, leaf.boxes.box(lane), leaf.area[lane]))
-          << lane;
-    }
-    return surely;
-  }
 };
 
 // What one image needs; one a worker, so that nothing is allocated inside of a thread.
 template <class T>
 struct Workspace {
   using A = acc_t<T>;
-  std::unique_ptr<ScoreItem<A>[]> items, scratch;
-  std::unique_ptr<ClassItem[]> class_items, class_scratch;
-  std::unique_ptr<PlaceItem[]> place_items, place_scratch;
-  std::unique_ptr<uint32_t[]> order, place, undecided;
-  std::unique_ptr<int64_t[]> group_begin;
+  ScoreSort<A> by_score;
+  ClassGroups groups;
   std::unique_ptr<Box<A>[]> boxes;  // class by class, in score order
   std::unique_ptr<uint8_t[]> keep;
-  std::unique_ptr<Leaf<A>[]> leaves;
-  std::unique_ptr<Bounds<A>[]> nodes, roots;
   std::vector<BitScratch<A>> bits;  // one for each thread that may work on this image
+  TreeMemory<A> trees;
+  std::unique_ptr<uint32_t[]> undecided;
 
   Workspace(int64_t num_boxes, bool has_classes, int64_t threads)
-      : items(new ScoreItem<A>[num_boxes]),
-        scratch(new ScoreItem<A>[num_boxes]),
-        order(new uint32_t[num_boxes]),
+      : by_score(num_boxes),
+        groups(has_classes ? num_boxes : 0),
         boxes(new Box<A>[num_boxes]),
-        keep(new uint8_t[num_boxes]) {
+        keep(new uint8_t[num_boxes]),
+        trees(num_boxes > kMostByBits ? num_boxes : 0),
+        undecided(new uint32_t[num_boxes > kMostByBits ? leaf_begin(num_boxes) : 0]) {
     for (int64_t i = 0; i < threads; ++i) bits.emplace_back(std::min(num_boxes, kMostByBits));
-    if (has_classes) {
-      class_items.reset(new ClassItem[num_boxes]);
-      class_scratch.reset(new ClassItem[num_boxes]);
-      group_begin.reset(new int64_t[num_boxes + 1]);
-    }
-    if (num_boxes <= kMostByBits) return;
-    place_items.reset(new PlaceItem[num_boxes]);
-    place_scratch.reset(new PlaceItem[num_boxes]);
-    place.reset(new uint32_t[num_boxes]);
-    undecided.reset(new uint32_t[leaf_begin(num_boxes)]);
-    leaves.reset(new Leaf<A>[leaf_begin(num_boxes)]);
-    nodes.reset(new Bounds<A>[node_begin(num_boxes)]);
-    roots.reset(new Bounds<A>[node_begin(num_boxes)]);
   }
 };
 
@@ -148,17 +163,16 @@ void suppress_group(int64_t begin, const Group<acc_t<T>>& group,
                     const SuppressionRule<acc_t<T>>& rule, const PlaneBins<acc_t<T>>& plane,
                     Workspace<T>& w, int64_t worker) {
   using A = acc_t<T>;
-  if (group.count <= kMostByBits) {
+  // Without vectors the sets of bits are quicker for few boxes, too.
+  if (group.count <= kMostByPairs && active_isa() != Isa::kPortable) {
+    Leaf<A> leaves[kMostByPairs / kBoundsLanes];
+    run_on_best_isa<SuppressByPairs<A>>(&group, &rule, leaves);
+  } else if (group.count <= kMostByBits) {
     run_on_best_isa<SuppressByBits<A>>(&group, &rule, &plane, &w.bits[worker]);
-    return;
+  } else {
+    run_on_best_isa<SuppressByTree<A>>(&group, &rule, w.trees.tree(begin),
+                                       &w.undecided[leaf_begin(begin)]);
   }
-  const int64_t leaf = leaf_begin(begin), node = node_begin(begin);
-  TreeScratch<A> scratch{&w.place_items[begin],
-                         &w.place_scratch[begin],
-                         &w.place[begin],
-                         &w.undecided[leaf],
-                         {0, 0, 0, &w.leaves[leaf], &w.nodes[node], &w.roots[node]}};
-  run_on_best_isa<SuppressByTree<A>>(&group, &rule, &scratch);
 }
 
 // Boxes that a thread takes at a time, about.
@@ -166,34 +180,31 @@ constexpr int64_t kGrain = 2048;
 
 // Suppresses among the first `count` boxes in score order and marks the kept ones in w.keep.
 template <class T>
-void suppress(int64_t count, const NmsParams& p, const T* boxes, const int64_t* idxs,
-              Workspace<T>& w) {
+void suppress(int64_t count, const NmsParams& p, const ScoreItem<acc_t<T>>* ranked, const T* boxes,
+              const int64_t* idxs, Workspace<T>& w) {
   using A = acc_t<T>;
   const SuppressionRule<A> rule(p.overlap, p.iou_threshold);
   std::fill_n(w.keep.get(), count, uint8_t{0});
   const Group<A> all{count, p.max_output, nullptr, w.boxes.get(), w.keep.get()};
   if (idxs == nullptr) {
-    for (int64_t rank = 0; rank < count; ++rank) w.boxes[rank] = load_box(boxes, w.order[rank]);
+    for (int64_t rank = 0; rank < count; ++rank) {
+      w.boxes[rank] = load_box(boxes, ranked[rank].index);
+    }
     suppress_group(0, all, rule, PlaneBins<A>::of(count, all.boxes), w, 0);
     return;
   }
-  for (int64_t rank = 0; rank < count; ++rank) {
-    w.class_items[rank] = {static_cast<uint64_t>(idxs[w.order[rank]]), static_cast<uint32_t>(rank)};
-  }
-  int64_t num_groups = 0;
-  const ClassItem* members = group_items(count, w.class_items.get(), w.class_scratch.get(),
-                                         w.group_begin.get(), &num_groups);
+  w.groups.find(count, [&](int64_t rank) { return idxs[ranked[rank].index]; });
+  const ClassItem* members = w.groups.members();
   for (int64_t k = 0; k < count; ++k) {
-    w.boxes[k] = load_box(boxes, w.order[members[k].index]);
+    w.boxes[k] = load_box(boxes, ranked[members[k].index].index);
   }
   const auto plane = PlaneBins<A>::of(count, all.boxes);
-  const int64_t grain = std::max<int64_t>(1, kGrain * num_groups / std::max<int64_t>(1, count));
-  parallel_workers(static_cast<int64_t>(w.bits.size()), num_groups, grain,
+  parallel_workers(static_cast<int64_t>(w.bits.size()), w.groups.size(), w.groups.grain(kGrain),
                    [&](int64_t worker, int64_t first, int64_t end) {
                      for (int64_t number = first; number < end; ++number) {
-                       const int64_t begin = w.group_begin[number];
+                       const int64_t begin = w.groups.begin(number);
                        Group<A> group = all;
-                       group.count = w.group_begin[number + 1] - begin;
+                       group.count = w.groups.count(number);
                        group.members = members + begin;
                        group.boxes = all.boxes + begin;
                        suppress_group(begin, group, rule, plane, w, worker);
@@ -206,23 +217,22 @@ template <class T>
 int64_t nms_image(const NmsParams& p, const T* boxes, const T* scores, const int64_t* idxs,
                   Workspace<T>& w, int64_t* keep) {
   const acc_t<T> score_threshold = rounded_to<T>(p.score_threshold);
-  int64_t count = 0;
+  w.by_score.clear();
   for (int64_t i = 0; i < p.num_boxes; ++i) {
     const acc_t<T> score = load(scores + i);
-    if (!p.filter_scores || score > score_threshold)
-      w.items[count++] = {score_key(score), static_cast<uint32_t>(i)};
+    if (!p.filter_scores || score > score_threshold) w.by_score.add(score, i);
   }
-  const ScoreItem<acc_t<T>>* sorted = sort_items(count, w.items.get(), w.scratch.get());
-  for (int64_t rank = 0; rank < count; ++rank) w.order[rank] = sorted[rank].index;
+  const ScoreItem<acc_t<T>>* ranked = w.by_score.sort();
+  const int64_t count = w.by_score.count();
 
   // Often a few of the best boxes fill the output: try with those first. Eight times as many at
   // each further try, so all failed ones together cost little.
   int64_t num_kept = 0, prefix = std::min(count, std::max<int64_t>(4096, 8 * p.max_output));
   while (true) {
-    suppress(prefix, p, boxes, idxs, w);
+    suppress(prefix, p, ranked, boxes, idxs, w);
     num_kept = 0;
     for (int64_t rank = 0; rank < prefix && num_kept < p.max_output; ++rank) {
-      if (w.keep[rank] != 0) keep[num_kept++] = w.order[rank];
+      if (w.keep[rank] != 0) keep[num_kept++] = ranked[rank].index;
     }
     if (num_kept == p.max_output || prefix == count) break;
     prefix = std::min(count, 8 * prefix);

@@ -70,7 +70,6 @@ struct Group {
   BoxTree<A> tree;
   A (*scores)[kBoundsLanes];  // [num_leaves] by leaf and lane; -1 is out
   Best<A>*of_leaves, *of_nodes;
-  uint32_t* place;
 };
 
 template <class A>
@@ -99,8 +98,8 @@ struct PickFromGroup {
       }
       if (best < 0) return;  // all are out
       const int64_t k = best_id(group, root);
-      const int64_t leaf = group.place[k] / kBoundsLanes;
-      const int lane = static_cast<int>(group.place[k] % kBoundsLanes);
+      const int64_t leaf = group.tree.place[k] / kBoundsLanes;
+      const int lane = static_cast<int>(group.tree.place[k] % kBoundsLanes);
       write(k, group.scores[leaf][lane]);
       group.scores[leaf][lane] = A(-1);
       decay(rule, group, tree.leaves[leaf].boxes.box(lane), tree.leaves[leaf].area[lane]);
@@ -181,33 +180,21 @@ struct RunGroup {
 template <class T>
 struct Workspace {
   using A = acc_t<T>;
-  std::unique_ptr<ScoreItem<A>[]> items, scratch;
-  std::unique_ptr<ClassItem[]> class_items, class_scratch;
-  std::unique_ptr<PlaceItem[]> place_items, place_scratch;
-  std::unique_ptr<int64_t[]> group_begin;
-  std::unique_ptr<uint32_t[]> place;
+  ScoreSort<A> by_score;
+  ClassGroups groups;
   std::unique_ptr<Box<A>[]> boxes;  // class by class
   std::unique_ptr<A[]> decayed;
-  std::unique_ptr<Leaf<A>[]> leaves;
+  TreeMemory<A> trees;
   std::unique_ptr<A[][kBoundsLanes]> scores;
-  std::unique_ptr<Bounds<A>[]> nodes, roots;
   std::unique_ptr<Best<A>[]> of_leaves, of_nodes;
 
   explicit Workspace(int64_t n)
-      : items(new ScoreItem<A>[n]),
-        scratch(new ScoreItem<A>[n]),
-        class_items(new ClassItem[n]),
-        class_scratch(new ClassItem[n]),
-        place_items(new PlaceItem[n]),
-        place_scratch(new PlaceItem[n]),
-        group_begin(new int64_t[n + 1]),
-        place(new uint32_t[n]),
+      : by_score(n),
+        groups(n),
         boxes(new Box<A>[n]),
         decayed(new A[n]),
-        leaves(new Leaf<A>[leaf_begin(n)]),
+        trees(n),
         scores(new A[leaf_begin(n)][kBoundsLanes]),
-        nodes(new Bounds<A>[node_begin(n)]),
-        roots(new Bounds<A>[node_begin(n)]),
         of_leaves(new Best<A>[node_begin(n)]),
         of_nodes(new Best<A>[node_begin(n)]) {}
 };
@@ -221,28 +208,23 @@ void run_group(int64_t begin, int64_t count, int64_t limit, const Rule<acc_t<T>>
     return members == nullptr ? k : members[k].index;
   };
   const int64_t leaf = leaf_begin(begin), node = node_begin(begin);
-  Leaf<A> one_leaf;
+  OneLeaf<A> one_leaf;
   A one_scores[1][kBoundsLanes];
-  Bounds<A> one_node, one_root;
   Best<A> one_of_leaves, one_of_nodes;
-  const bool small = count <= kBoundsLanes;  // needs nothing of the shared arrays
-  Group<A> group{{0, 0, 0, small ? &one_leaf : &w.leaves[leaf], small ? &one_node : &w.nodes[node],
-                  small ? &one_root : &w.roots[node]},
-                 small ? one_scores : &w.scores[leaf],
-                 small ? &one_of_leaves : &w.of_leaves[node],
-                 small ? &one_of_nodes : &w.of_nodes[node],
-                 &w.place[begin]};
+  Group<A> group{w.trees.tree(begin), &w.scores[leaf], &w.of_leaves[node], &w.of_nodes[node]};
+  if (count <= kBoundsLanes) {
+    group = {one_leaf.tree(group.tree), one_scores, &one_of_leaves, &one_of_nodes};
+  }
   for (int64_t k = 0; k < count; ++k) w.boxes[begin + k] = load_box(boxes, index_of(k));
   // A Gaussian decays whatever overlaps.
   const A threshold = rule.method == Decay::kLinear ? rule.iou_threshold : A(0);
-  build_tree<A>(count, &w.boxes[begin], threshold, &w.place_items[begin], &w.place_scratch[begin],
-                group.place, &group.tree);
+  build_tree<A>(count, &w.boxes[begin], threshold, &group.tree);
   for (int64_t i = 0; i < group.tree.num_leaves; ++i) {
     std::fill_n(group.scores[i], kBoundsLanes, A(-1));
   }
   for (int64_t k = 0; k < count; ++k) {
     const A score = score_or_out(load(scores + index_of(k)), rule.score_threshold);
-    const uint32_t place = group.place[k];
+    const uint32_t place = group.tree.place[k];
     w.decayed[index_of(k)] = place == kNoPlace ? score : A(-1);
     if (place != kNoPlace) group.scores[place / kBoundsLanes][place % kBoundsLanes] = score;
   }
@@ -265,23 +247,17 @@ int64_t soft_nms_image(const SoftNmsParams& p, const T* boxes, const T* scores, 
   if (idxs == nullptr) {
     run_group<T>(0, n, p.max_output, rule, nullptr, boxes, scores, w);
   } else {
-    for (int64_t i = 0; i < n; ++i) {
-      w.class_items[i] = {static_cast<uint64_t>(idxs[i]), static_cast<uint32_t>(i)};
-    }
-    int64_t num_groups = 0;
-    const ClassItem* members = group_items(n, w.class_items.get(), w.class_scratch.get(),
-                                           w.group_begin.get(), &num_groups);
-    parallel_for(num_groups, kGrain * num_groups / std::max<int64_t>(1, n),
-                 [&](int64_t first, int64_t end) {
-                   for (int64_t group = first; group < end; ++group) {
-                     const int64_t begin = w.group_begin[group];
-                     run_group<T>(begin, w.group_begin[group + 1] - begin, p.max_output, rule,
-                                  members + begin, boxes, scores, w);
-                   }
-                 });
+    w.groups.find(n, [&](int64_t i) { return idxs[i]; });
+    parallel_for(w.groups.size(), w.groups.grain(kGrain), [&](int64_t first, int64_t end) {
+      for (int64_t group = first; group < end; ++group) {
+        const int64_t begin = w.groups.begin(group);
+        run_group<T>(begin, w.groups.count(group), p.max_output, rule, w.groups.members() + begin,
+                     boxes, scores, w);
+      }
+    });
   }
-  return write_by_score(n, p.max_output, rule.score_threshold, w.decayed.get(), w.items.get(),
-                        w.scratch.get(), keep, decayed);
+  return write_by_score(n, p.max_output, rule.score_threshold, w.decayed.get(), &w.by_score, keep,
+                        decayed);
 }
 
 }  // namespace

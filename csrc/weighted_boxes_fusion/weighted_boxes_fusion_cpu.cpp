@@ -31,7 +31,7 @@ template <class T>
 struct Group {
   int64_t count;
   const ClassItem* members;  // by falling score: members[k].index is a rank (null: k itself)
-  const uint32_t* order;     // the box of each rank
+  const ScoreItem<acc_t<T>>* ranked;
   const T *boxes, *scores;
   Cluster<acc_t<T>>* clusters;  // [count]
   Block<acc_t<T>>* blocks;      // [ceil(count / 32)]
@@ -44,7 +44,8 @@ struct FuseGroup {
   static void run(const Group<T>* group, A threshold, int64_t* num_clusters) {
     int64_t clusters = 0;
     for (int64_t k = 0; k < group->count; ++k) {
-      const int64_t index = group->order[group->members == nullptr ? k : group->members[k].index];
+      const int64_t rank = group->members == nullptr ? k : group->members[k].index;
+      const int64_t index = group->ranked[rank].index;
       const Box<A> box = load_box(group->boxes, index);
       const A score = load(group->scores + index), box_area = area(box);
       const bool overlaps = can_overlap(box, box_area);
@@ -100,21 +101,15 @@ struct FuseGroup {
 template <class T>
 struct Workspace {
   using A = acc_t<T>;
-  std::unique_ptr<ScoreItem<A>[]> items, scratch;
-  std::unique_ptr<ClassItem[]> class_items, class_scratch;
-  std::unique_ptr<int64_t[]> group_begin;
-  std::unique_ptr<uint32_t[]> order;
+  ScoreSort<A> by_score;
+  ClassGroups groups;
   std::unique_ptr<A[]> scores;
   std::unique_ptr<Cluster<A>[]> clusters;
   std::unique_ptr<Block<A>[]> blocks;
 
   explicit Workspace(int64_t n)
-      : items(new ScoreItem<A>[n]),
-        scratch(new ScoreItem<A>[n]),
-        class_items(new ClassItem[n]),
-        class_scratch(new ClassItem[n]),
-        group_begin(new int64_t[n + 1]),
-        order(new uint32_t[n]),
+      : by_score(n),
+        groups(n),
         scores(new A[n]),
         clusters(new Cluster<A>[n]),
         blocks(new Block<A>[leaf_begin(n)]) {}
@@ -145,39 +140,32 @@ template <class T>
 int64_t fuse_image(const FusionParams& p, const T* boxes, const T* scores, const int64_t* idxs,
                    Workspace<T>& w, T* fused, int64_t* keep, T* fused_scores) {
   using A = acc_t<T>;
-  int64_t count = 0;
+  w.by_score.clear();
   for (int64_t i = 0; i < p.num_boxes; ++i) {
     const A score = load(scores + i);
     w.scores[i] = A(-1);
     store_box(fused, i, Box<A>{0, 0, 0, 0});
-    if (score > A(0)) w.items[count++] = {score_key(score), static_cast<uint32_t>(i)};
+    if (score > A(0)) w.by_score.add(score, i);
   }
-  const ScoreItem<A>* sorted = sort_items(count, w.items.get(), w.scratch.get());
-  for (int64_t rank = 0; rank < count; ++rank) w.order[rank] = sorted[rank].index;
-  const Group<T> all{count, nullptr, w.order.get(), boxes, scores, nullptr, nullptr};
+  const ScoreItem<A>* ranked = w.by_score.sort();
+  const int64_t count = w.by_score.count();
+  const Group<T> all{count, nullptr, ranked, boxes, scores, nullptr, nullptr};
   if (idxs == nullptr) {
     if (count > 0) run_group(0, all, p, w, fused);
   } else {
-    for (int64_t rank = 0; rank < count; ++rank) {
-      w.class_items[rank] = {static_cast<uint64_t>(idxs[w.order[rank]]),
-                             static_cast<uint32_t>(rank)};
-    }
-    int64_t num_groups = 0;
-    const ClassItem* members = group_items(count, w.class_items.get(), w.class_scratch.get(),
-                                           w.group_begin.get(), &num_groups);
-    parallel_for(num_groups, kGrain * num_groups / std::max<int64_t>(1, count),
-                 [&](int64_t first, int64_t end) {
-                   for (int64_t number = first; number < end; ++number) {
-                     const int64_t begin = w.group_begin[number];
-                     Group<T> group = all;
-                     group.count = w.group_begin[number + 1] - begin;
-                     group.members = members + begin;
-                     run_group(begin, group, p, w, fused);
-                   }
-                 });
+    w.groups.find(count, [&](int64_t rank) { return idxs[ranked[rank].index]; });
+    parallel_for(w.groups.size(), w.groups.grain(kGrain), [&](int64_t first, int64_t end) {
+      for (int64_t number = first; number < end; ++number) {
+        const int64_t begin = w.groups.begin(number);
+        Group<T> group = all;
+        group.count = w.groups.count(number);
+        group.members = w.groups.members() + begin;
+        run_group(begin, group, p, w, fused);
+      }
+    });
   }
-  return write_by_score(p.num_boxes, p.max_output, A(0), w.scores.get(), w.items.get(),
-                        w.scratch.get(), keep, fused_scores);
+  return write_by_score(p.num_boxes, p.max_output, A(0), w.scores.get(), &w.by_score, keep,
+                        fused_scores);
 }
 
 }  // namespace

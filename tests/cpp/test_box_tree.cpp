@@ -48,24 +48,20 @@ void test(A scale, double threshold, pydet::Overlap overlap) {
   constexpr int64_t kCount = 300;
   const std::vector<Box<A>> boxes = random_boxes<A>(kCount, scale, 7);
   const pydet::SuppressionRule<A> rule(overlap, threshold);
-  std::vector<pydet::PlaceItem> items(kCount), scratch(kCount);
-  std::vector<uint32_t> place(kCount);
-  std::vector<pydet::Leaf<A>> leaves(pydet::leaf_begin(kCount));
-  std::vector<pydet::Bounds<A>> nodes(pydet::node_begin(kCount)), roots(nodes.size());
-  pydet::BoxTree<A> tree{0, 0, 0, leaves.data(), nodes.data(), roots.data()};
-  pydet::build_tree<A>(kCount, boxes.data(), rule.threshold, items.data(), scratch.data(),
-                       place.data(), &tree);
+  pydet::TreeMemory<A> memory(kCount);
+  pydet::BoxTree<A> tree = memory.tree(0);
+  pydet::build_tree<A>(kCount, boxes.data(), rule.threshold, &tree);
   for (int64_t i = 0; i < kCount; ++i) {
-    std::vector<bool> visited(leaves.size());
+    std::vector<bool> visited(tree.num_leaves);
     tree.for_each_node(boxes[i], [&](int64_t node, uint32_t bits) {
       for (; bits != 0; bits &= bits - 1) visited[node * kBoundsLanes + __builtin_ctz(bits)] = true;
     });
     const A area = pydet::area(boxes[i]);
     if (!pydet::can_overlap(boxes[i], area)) {
-      CHECK(place[i] == pydet::kNoPlace);
+      CHECK(tree.place[i] == pydet::kNoPlace);
       continue;
     }
-    CHECK(leaves[place[i] / kBoundsLanes].id[place[i] % kBoundsLanes] == i);
+    CHECK(tree.leaves[tree.place[i] / kBoundsLanes].id[tree.place[i] % kBoundsLanes] == i);
     for (int64_t k = 0; k < kCount; ++k) {
       const A other = pydet::area(boxes[k]);
       if (!pydet::can_overlap(boxes[k], other)) continue;
@@ -73,7 +69,7 @@ void test(A scale, double threshold, pydet::Overlap overlap) {
       const A iou = pydet::iou(pydet::intersection(boxes[i], boxes[k]), area, other);
       const bool decays = iou > A(0) && iou >= rule.threshold;
       if (rule.hides(boxes[i], area, boxes[k], other) || decays)
-        CHECK(visited[place[k] / kBoundsLanes]);
+        CHECK(visited[tree.place[k] / kBoundsLanes]);
     }
   }
 }
