@@ -21,7 +21,9 @@ struct Lanes {
   // V is Vector or, for what is left of a row, A: one number.
   template <class T, class V>
   static void load(const T* from, V* to) {
-    if constexpr (std::is_same_v<V, A>) {
+    if constexpr (std::is_same_v<V, T>) {
+      *to = *from;
+    } else if constexpr (std::is_same_v<V, A>) {
       *to = pydet::load(from);
     } else if constexpr (std::is_same_v<T, A>) {
       *to = *reinterpret_cast<const Unaligned*>(from);
@@ -34,7 +36,9 @@ struct Lanes {
 
   template <class T, class V>
   static void store(const V& from, T* to) {
-    if constexpr (std::is_same_v<V, A>) {
+    if constexpr (std::is_same_v<V, T>) {
+      *to = from;
+    } else if constexpr (std::is_same_v<V, A>) {
       pydet::store(to, from);
     } else if constexpr (std::is_same_v<T, A>) {
       *reinterpret_cast<Unaligned*>(to) = from;

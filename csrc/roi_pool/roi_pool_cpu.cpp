@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 #include "common/channel_block.h"
@@ -39,6 +40,10 @@ std::vector<int64_t> order_of(const RoiPoolParams<A>& params) {
   return order;
 }
 
+// A block of channels of [B, C, H, W] at a time, turned into vectors.
+template <class A>
+using TurnedChannels = PoolChannels<A, typename Lanes<A>::Vector, 1>;
+
 // What the threads do: `lanes` channels from `channel` on of RoIs [begin, end) of an order.
 template <class T>
 struct Piece {
@@ -47,23 +52,19 @@ struct Piece {
   int64_t channel, lanes;
   const T* input;
 
-  // Element (image, channel) of maps and (r, channel) of the results, and how they go on.
-  using Strides = typename ChannelBlock<acc_t<T>>::Strides;
   bool turned() const { return worth_turning<acc_t<T>>(params->channels, cells()); }
   int64_t cells() const { return params->height * params->width; }
   int64_t bins() const { return params->pooled_height * params->pooled_width; }
+  // Element (image, channel) of maps and (r, channel) of the results.
   int64_t offset(int64_t first, int64_t places) const {
-    return first * params->channels * places + channel * (params->channels_last ? 1 : places);
-  }
-  Strides strides(int64_t places) const {
-    return params->channels_last ? Strides{1, params->channels} : Strides{places, 1};
+    return (first * params->channels + channel) * places;
   }
 };
 
 template <class T>
 struct PoolWorkspace {
   TurnedMap<T> map;
-  typename PoolChannels<acc_t<T>>::Workspace pool;
+  BestCells<acc_t<T>> line, bins;
   Scratch<acc_t<T>> values, results, sums;
 };
 
@@ -81,8 +82,8 @@ bool covers_map(const RoiPoolParams<A>& params, const int64_t* begin, const int6
   for (; begin < end; ++begin) {
     const RoiPoolPlace<A> place = roi_pool_place(params, *begin);
     if (place.image != image) break;
-    const CellRange y = PoolChannels<A>::cells_of(place.y, params.pooled_height, params.height);
-    const CellRange x = PoolChannels<A>::cells_of(place.x, params.pooled_width, params.width);
+    const CellRange y = TurnedChannels<A>::cells_of(place.y, params.pooled_height, params.height);
+    const CellRange x = TurnedChannels<A>::cells_of(place.x, params.pooled_width, params.width);
     cells += std::max<int64_t>(0, y.end - y.begin) * std::max<int64_t>(0, x.end - x.begin);
   }
   return 4 * cells >= params.height * params.width;
@@ -94,12 +95,13 @@ template <class T, bool kIndexed, class Consume>
 void pool_piece(const Piece<T>& piece, int64_t row_cells, PoolWorkspace<T>* work,
                 const Consume& consume) {
   using A = acc_t<T>;
-  using Channels = PoolChannels<A>;
-  constexpr int64_t kChannels = Channels::kChannels;
+  using Channels = TurnedChannels<A>;
+  constexpr int64_t kChannels = ChannelBlock<A>::kChannels;
   const RoiPoolParams<A>& params = *piece.params;
   const int64_t row_stride = turned_width(params.width) * kChannels;
-  const auto strides = piece.strides(piece.cells());
+  const typename ChannelBlock<A>::Strides strides{piece.cells(), 1};
   const bool turned = piece.turned();
+  work->bins.reserve(piece.bins() * kChannels);
   TurnedMap<T>& map = work->map;
   A* some_rows = turned ? nullptr : work->values.reserve(kBand * row_stride);
   int64_t image = -1, opened = 0;
@@ -124,15 +126,16 @@ void pool_piece(const Piece<T>& piece, int64_t row_cells, PoolWorkspace<T>* work
       if (turned) return map.cells() + some.begin * row_stride;
       for (int64_t i = some.begin; i < some.end && columns.begin < columns.end; ++i) {
         ChannelBlock<A>::gather(
-            input + (i * params.width + columns.begin) * strides.cell, strides, piece.lanes,
+            input + i * params.width + columns.begin, strides, piece.lanes,
             columns.end - columns.begin,
             some_rows + (i - some.begin) * row_stride + columns.begin * kChannels);
       }
       return some_rows;
     };
-    Channels::template pool<kIndexed>(place, params.height, params.width, params.pooled_height,
-                                      params.pooled_width, rows, turned ? params.height : kBand,
-                                      row_stride, row_cells, &work->pool);
+    Channels::template pool<kIndexed>(
+        params, place, rows, turned ? params.height : kBand, {row_stride, kChannels}, row_cells,
+        &work->line,
+        [&](int64_t bin, int, const auto& best) { work->bins.template set<kIndexed>(bin, best); });
     consume(*next, place);
   }
 }
@@ -146,10 +149,9 @@ struct RoiPoolForward {
   // Values of another map where the largest cells are; where that is null, the cells themselves.
   static void run(const Piece<T>* piece, const T* values, PoolWorkspace<T>* work, T* out) {
     const int64_t bins = piece->bins();
-    const auto& pooled = work->pool.bins;
+    const auto& pooled = work->bins;
     const auto write = [&](int64_t r, const A* found) {
-      ChannelBlock<A>::scatter(found, piece->lanes, bins, out + piece->offset(r, bins),
-                               piece->strides(bins));
+      ChannelBlock<A>::scatter(found, piece->lanes, bins, out + piece->offset(r, bins), {bins, 1});
     };
     if (values == nullptr) {
       pool_piece<T, false>(*piece, 0, work,
@@ -157,15 +159,13 @@ struct RoiPoolForward {
       return;
     }
     A* found = work->results.reserve(bins * kChannels);
-    const auto strides = piece->strides(piece->cells());
     pool_piece<T, true>(
         *piece, piece->params->width, work, [&](int64_t r, const RoiPoolPlace<A>& place) {
           const T* map = values + piece->offset(std::max<int64_t>(place.image, 0), piece->cells());
           for (int64_t bin = 0; bin < bins; ++bin) {
             for (int64_t c = 0; c < piece->lanes; ++c) {
               const auto cell = pooled.cell[bin * kChannels + c];
-              found[bin * kChannels + c] =
-                  cell < 0 ? A(0) : load(map + c * strides.channel + cell * strides.cell);
+              found[bin * kChannels + c] = cell < 0 ? A(0) : load(map + c * piece->cells() + cell);
             }
           }
           write(r, found);
@@ -183,7 +183,8 @@ struct RoiPoolBackward {
     const RoiPoolParams<A>& params = *piece->params;
     const int64_t bins = piece->bins(), height = params.height, width = params.width;
     const bool turned = piece->turned();
-    const auto strides = piece->strides(piece->cells());
+    using Strides = typename ChannelBlock<A>::Strides;
+    const Strides strides{piece->cells(), 1};
     A* grad = work->results.reserve(bins * kChannels);
     A* cells = turned ? work->sums.reserve(height * turned_width(width) * kChannels) : map;
     TurnedSums<A> sums(map, strides, height, width, piece->lanes, true, cells);
@@ -198,11 +199,11 @@ struct RoiPoolBackward {
           if (place.image < 0) return;
           if (turned) {
             sums.close(first_row_of_band(params, place));
-            sums.open(PoolChannels<A>::cells_of(place.y, params.pooled_height, height).end);
+            sums.open(TurnedChannels<A>::cells_of(place.y, params.pooled_height, height).end);
           }
-          ChannelBlock<A>::gather(grad_out + piece->offset(r, bins), piece->strides(bins),
-                                  piece->lanes, bins, grad);
-          const auto* cell = work->pool.bins.cell;
+          ChannelBlock<A>::gather(grad_out + piece->offset(r, bins), {bins, 1}, piece->lanes, bins,
+                                  grad);
+          const auto* cell = work->bins.cell;
           for (int64_t bin = 0; bin < bins; ++bin, cell += kChannels) {
             for (int64_t c = 0; c < piece->lanes; ++c) {
               if (cell[c] >= 0)
@@ -212,13 +213,160 @@ struct RoiPoolBackward {
         });
     if (turned) sums.close();
   }
+};
+
+// [B, H, W, C]: whole vectors of channels as they lie, many at a time.
+template <class T>
+struct PoolInterleaved {
+  using A = acc_t<T>;
+  using Vector = typename Lanes<A>::Vector;
+  static constexpr int64_t kLanes = Lanes<A>::kCount;
+  static constexpr int kMany = 2;  // a cache line
+
+  // Calls consume(bin, channel, best) for each bin of a RoI and each vector of the channels
+  // [begin, end), or each of the last few.
+  template <bool kIndexed, class Consume>
+  static void pool(const RoiPoolParams<A>& params, const RoiPoolPlace<A>& place, int64_t begin,
+                   int64_t end, const T* input, BestCells<A>* line, const Consume& consume) {
+    int64_t c = begin;
+    for (; c + kMany * kLanes <= end; c += kMany * kLanes)
+      pool_from<Vector, kMany, kIndexed>(params, place, c, input, line, consume);
+    for (; c + kLanes <= end; c += kLanes)
+      pool_from<Vector, 1, kIndexed>(params, place, c, input, line, consume);
+    for (; c < end; ++c) pool_from<A, 1, kIndexed>(params, place, c, input, line, consume);
+  }
+
+  // The results of RoI r.
+  static void forward(const RoiPoolParams<A>* params, int64_t r, const T* input, const T* values,
+                      BestCells<A>* line, T* out) {
+    const RoiPoolPlace<A> place = roi_pool_place(*params, r);
+    const int64_t channels = params->channels, row = params->width * channels;
+    T* result = out + r * params->pooled_height * params->pooled_width * channels;
+    if (values == nullptr) {
+      pool<false>(*params, place, 0, channels, input, line,
+                  [&](int64_t bin, int64_t c, const auto& best) {
+                    Lanes<A>::store(best.value, result + bin * channels + c);
+                  });
+      return;
+    }
+    const T* map = values + std::max<int64_t>(place.image, 0) * params->height * row;
+    pool<true>(*params, place, 0, channels, input, line,
+               [&](int64_t bin, int64_t c, const auto& best) {
+                 for_each_cell(best, [&](int64_t lane, int64_t cell) {
+                   store(result + bin * channels + c + lane,
+                         cell < 0 ? A(0) : load(map + cell * channels + c + lane));
+                 });
+               });
+  }
+
+  // Adds the gradients of RoIs [begin, end) of an order, of one image, in channels [first, last).
+  static void backward(const RoiPoolParams<A>* params, const int64_t* begin, const int64_t* end,
+                       int64_t first, int64_t last, const T* input, const T* grad_out,
+                       BestCells<A>* line, A* map) {
+    const int64_t channels = params->channels;
+    for (; begin < end; ++begin) {
+      const T* grad = grad_out + *begin * params->pooled_height * params->pooled_width * channels;
+      pool<true>(*params, roi_pool_place(*params, *begin), first, last, input, line,
+                 [&](int64_t bin, int64_t c, const auto& best) {
+                   for_each_cell(best, [&](int64_t lane, int64_t cell) {
+                     if (cell >= 0)
+                       map[cell * channels + c + lane] += load(grad + bin * channels + c + lane);
+                   });
+                 });
+    }
+  }
 
  private:
-  using Strides = typename ChannelBlock<A>::Strides;
+  template <class V, int kVectors, bool kIndexed, class Consume>
+  static void pool_from(const RoiPoolParams<A>& params, const RoiPoolPlace<A>& place, int64_t c,
+                        const T* input, BestCells<A>* line, const Consume& consume) {
+    const int64_t row = params.width * params.channels;
+    const T* map = input + std::max<int64_t>(place.image, 0) * params.height * row + c;
+    PoolChannels<A, V, kVectors>::template pool<kIndexed>(
+        params, place, [&](CellRange some, CellRange) { return map + some.begin * row; },
+        params.height, {row, params.channels}, params.width, line,
+        [&](int64_t bin, int v, const auto& best) { consume(bin, c + v * best.kLanes, best); });
+  }
+
+  template <class V, class Visit>
+  static void for_each_cell(const BestCell<A, V>& best, const Visit& visit) {
+    if constexpr (std::is_same_v<V, A>) {
+      visit(0, best.cell);
+    } else {
+      for (int64_t lane = 0; lane < kLanes; ++lane) visit(lane, best.cell[lane]);
+    }
+  }
 };
 
 template <class T>
+struct InterleavedForward {
+  template <class... Args>
+  static void run(Args... args) {
+    PoolInterleaved<T>::forward(args...);
+  }
+};
+
+template <class T>
+struct InterleavedBackward {
+  template <class... Args>
+  static void run(Args... args) {
+    PoolInterleaved<T>::backward(args...);
+  }
+};
+
+// The begin of each image's RoIs in an order, those of no image first, and the end of the last.
+template <class A>
+std::vector<int64_t> begins_of(const RoiPoolParams<A>& params, const std::vector<int64_t>& order) {
+  std::vector<int64_t> begins;
+  for (int64_t image = 0; image <= params.batch; ++image) {
+    const auto at = std::partition_point(order.begin(), order.end(), [&](int64_t r) {
+      return roi_pool_place(params, r).image < image;
+    });
+    begins.push_back(at - order.begin());
+  }
+  return begins;
+}
+
+template <class T>
+void pool_all_interleaved(const RoiPoolParams<acc_t<T>>& params, const T* input, const T* values,
+                          T* out) {
+  const std::vector<int64_t> order = order_of(params);
+  const int64_t threads = roi_threads(params, params.height * params.width);
+  parallel_tasks<BestCells<acc_t<T>>>(
+      threads, params.num_rois, [&](BestCells<acc_t<T>>& line, int64_t task) {
+        run_on_best_isa<InterleavedForward<T>>(&params, order[task], input, values, &line, out);
+      });
+}
+
+template <class T>
+void backward_interleaved(const RoiPoolParams<acc_t<T>>& params, const T* input, const T* grad_out,
+                          acc_t<T>* grad_input) {
+  using A = acc_t<T>;
+  constexpr int64_t kFilled = 1 << 16;
+  const int64_t map = params.height * params.width * params.channels;
+  const int64_t threads = roi_threads(params, params.height * params.width);
+  const std::vector<int64_t> order = order_of(params), begins = begins_of(params, order);
+  // As many channels at a time as leave a task for each thread: a cell's lie side by side.
+  const int64_t tasks = (threads + params.batch - 1) / std::max<int64_t>(1, params.batch);
+  constexpr int64_t kLeast = 2 * Lanes<A>::kCount;
+  const int64_t block = (params.channels + tasks * kLeast - 1) / (tasks * kLeast) * kLeast;
+  const int64_t blocks = (params.channels + block - 1) / block;
+  parallel_for(params.batch * map, kFilled, [&](int64_t begin, int64_t end) {
+    std::fill(grad_input + begin, grad_input + end, A(0));
+  });
+  parallel_tasks<BestCells<A>>(
+      threads, params.batch * blocks, [&](BestCells<A>& line, int64_t task) {
+        const int64_t image = task / blocks, first = task % blocks * block;
+        run_on_best_isa<InterleavedBackward<T>>(&params, order.data() + begins[image],
+                                                order.data() + begins[image + 1], first,
+                                                std::min(first + block, params.channels), input,
+                                                grad_out, &line, grad_input + image * map);
+      });
+}
+
+template <class T>
 void pool_all(const RoiPoolParams<acc_t<T>>& params, const T* input, const T* values, T* out) {
+  if (params.channels_last) return pool_all_interleaved(params, input, values, out);
   constexpr int64_t kChannels = ChannelBlock<acc_t<T>>::kChannels;
   const int64_t chunks = (params.num_rois + kRois - 1) / kRois;
   const int64_t blocks = (params.channels + kChannels - 1) / kChannels;
@@ -255,17 +403,12 @@ void roi_pool_gather(const RoiPoolParams<acc_t<T>>& params, const T* input, cons
 template <class T>
 void roi_pool_backward(const RoiPoolParams<acc_t<T>>& params, const T* input, const T* grad_out,
                        acc_t<T>* grad_input) {
+  if (params.channels_last) return backward_interleaved(params, input, grad_out, grad_input);
   constexpr int64_t kChannels = ChannelBlock<acc_t<T>>::kChannels;
   const int64_t blocks = (params.channels + kChannels - 1) / kChannels;
   const int64_t threads = roi_threads(params, params.height * params.width);
   const std::vector<int64_t> order = order_of(params);
-  std::vector<int64_t> begins;  // of each image's RoIs; those of no image come first
-  for (int64_t image = 0; image <= params.batch; ++image) {
-    const auto at = std::partition_point(order.begin(), order.end(), [&](int64_t r) {
-      return roi_pool_place(params, r).image < image;
-    });
-    begins.push_back(at - order.begin());
-  }
+  const std::vector<int64_t> begins = begins_of(params, order);
   parallel_tasks<PoolWorkspace<T>>(
       threads, params.batch * blocks, [&](PoolWorkspace<T>& work, int64_t task) {
         const int64_t image = task / blocks, channel = task % blocks * kChannels;
