@@ -49,4 +49,13 @@ void run_on_best_isa(Args... args) {
   Kernel::run(args...);
 }
 
+// The same with Kernel<64> or Kernel<32>, by the bytes of the largest registers.
+template <template <int> class Kernel, class... Args>
+void run_on_widest(Args... args) {
+#if defined(__x86_64__) && defined(__GNUC__)
+  if (active_isa() == Isa::kAvx512) return run_avx512<Kernel<64>>(args...);
+#endif
+  run_on_best_isa<Kernel<32>>(args...);
+}
+
 }  // namespace pydet

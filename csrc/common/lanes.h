@@ -12,13 +12,14 @@
 namespace pydet {
 namespace cpu {
 
-// 32 bytes: the compiler keeps a larger vector in memory where the machine has no register for it.
-template <class A>
+// 32 bytes, or 64 where the kernel is for a machine that has such registers (run_on_widest): a
+// larger vector than its registers the compiler keeps in memory.
+template <class A, int kBytes = 32>
 struct Lanes {
-  static constexpr int64_t kCount = 32 / sizeof(A);
-  typedef A Vector __attribute__((vector_size(32)));
+  static constexpr int64_t kCount = kBytes / sizeof(A);
+  typedef A Vector __attribute__((vector_size(kBytes)));
 
-  // V is Vector or, for what is left of a row, A: one number.
+  // V is a vector or, for what is left of a row, A: one number.
   template <class T, class V>
   static void load(const T* from, V* to) {
     if constexpr (std::is_same_v<V, T>) {
@@ -26,11 +27,12 @@ struct Lanes {
     } else if constexpr (std::is_same_v<V, A>) {
       *to = pydet::load(from);
     } else if constexpr (std::is_same_v<T, A>) {
-      *to = *reinterpret_cast<const Unaligned*>(from);
+      *to = *reinterpret_cast<const Unaligned<V>*>(from);
     } else {
-      A values[kCount];
-      for (int64_t i = 0; i < kCount; ++i) values[i] = pydet::load(from + i);
-      *to = *reinterpret_cast<const Unaligned*>(values);
+      constexpr int64_t kLanes = sizeof(V) / sizeof(A);
+      A values[kLanes];
+      for (int64_t i = 0; i < kLanes; ++i) values[i] = pydet::load(from + i);
+      *to = *reinterpret_cast<const Unaligned<V>*>(values);
     }
   }
 
@@ -41,11 +43,12 @@ struct Lanes {
     } else if constexpr (std::is_same_v<V, A>) {
       pydet::store(to, from);
     } else if constexpr (std::is_same_v<T, A>) {
-      *reinterpret_cast<Unaligned*>(to) = from;
+      *reinterpret_cast<Unaligned<V>*>(to) = from;
     } else {
-      A values[kCount];
-      *reinterpret_cast<Unaligned*>(values) = from;
-      for (int64_t i = 0; i < kCount; ++i) pydet::store(to + i, values[i]);
+      constexpr int64_t kLanes = sizeof(V) / sizeof(A);
+      A values[kLanes];
+      *reinterpret_cast<Unaligned<V>*>(values) = from;
+      for (int64_t i = 0; i < kLanes; ++i) pydet::store(to + i, values[i]);
     }
   }
 
@@ -57,7 +60,8 @@ struct Lanes {
 
  private:
   // Not a memcpy, of which the compiler makes two halves before it knows the instruction set.
-  typedef Vector Unaligned __attribute__((aligned(sizeof(A)), may_alias));
+  template <class V>
+  using Unaligned __attribute__((aligned(sizeof(A)), may_alias)) = V;
 
   // Written out by the indices, not as loops: so the rows are registers.
   template <class From, class To, int... kIndex>

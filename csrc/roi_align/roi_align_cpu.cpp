@@ -18,8 +18,10 @@ constexpr int64_t kPlanarRois = 512, kInterleavedRois = 4;
 
 // [B, H, W, C], or a block of channels of [B, C, H, W]: whole vectors of channels at a time. For
 // each row of bins first the sums over y, of each column that the RoI touches, then those over x.
-template <class A>
+template <class A, int kBytes = 32>
 struct AlignChannels {
+  using Vectors = Lanes<A, kBytes>;
+
   // Elements between two rows and two columns of the map.
   struct Strides {
     int64_t y, x;
@@ -40,13 +42,13 @@ struct AlignChannels {
     for (const int64_t column : roi.columns) {
       for (int v = 0; v < kVectors; ++v, sums += kLanes) {
         V sum = {};
-        if (!start) Lanes<A>::load(sums, &sum);
+        if (!start) Vectors::load(sums, &sum);
         for (int i = 0; i < kRows; ++i) {
           V values;
-          Lanes<A>::load(cells[i] + column * strides.x + v * kLanes, &values);
+          Vectors::load(cells[i] + column * strides.x + v * kLanes, &values);
           sum += weights[i] * values;
         }
-        Lanes<A>::store(sum, sums);
+        Vectors::store(sum, sums);
       }
     }
   }
@@ -75,11 +77,11 @@ struct AlignChannels {
         for (const RoiCell<A>& x : roi.column(pw)) {
           for (int v = 0; v < kVectors; ++v) {
             V sum;
-            Lanes<A>::load(sums + (x.slot * kVectors + v) * kLanes, &sum);
+            Vectors::load(sums + (x.slot * kVectors + v) * kLanes, &sum);
             totals[v] += x.weight * sum;
           }
         }
-        for (int v = 0; v < kVectors; ++v) Lanes<A>::store(totals[v] * share, out + v * kLanes);
+        for (int v = 0; v < kVectors; ++v) Vectors::store(totals[v] * share, out + v * kLanes);
       }
     }
   }
@@ -88,25 +90,29 @@ struct AlignChannels {
 template <class T>
 struct AlignInterleaved {
   using A = acc_t<T>;
-  static constexpr int kMany = 8;
+  static constexpr int kVectors = 8;
+  static constexpr int64_t kMost = kVectors * Lanes<A, 64>::kCount;  // channels at a time, at most
 
-  static void run(const PlannedRoi<A>* roi, int64_t pooled_height, int64_t pooled_width,
-                  int64_t width, int64_t channels, const T* map, A* sums, T* out) {
-    using Channels = AlignChannels<A>;
-    using Vector = typename Lanes<A>::Vector;
-    constexpr int64_t kLanes = Lanes<A>::kCount;
-    const typename Channels::Strides strides{width * channels, channels};
-    int64_t c = 0;
-    for (; c + kMany * kLanes <= channels; c += kMany * kLanes)
-      Channels::template align<Vector, kMany>(*roi, pooled_height, pooled_width, strides, map + c,
-                                              sums, out + c, channels);
-    for (; c + kLanes <= channels; c += kLanes)
-      Channels::template align<Vector, 1>(*roi, pooled_height, pooled_width, strides, map + c, sums,
-                                          out + c, channels);
-    for (; c < channels; ++c)
-      Channels::template align<A, 1>(*roi, pooled_height, pooled_width, strides, map + c, sums,
-                                     out + c, channels);
-  }
+  template <int kBytes>
+  struct Kernel {
+    static void run(const PlannedRoi<A>* roi, int64_t pooled_height, int64_t pooled_width,
+                    int64_t width, int64_t channels, const T* map, A* sums, T* out) {
+      using Channels = AlignChannels<A, kBytes>;
+      using Vector = typename Channels::Vectors::Vector;
+      constexpr int64_t kLanes = Channels::Vectors::kCount;
+      const typename Channels::Strides strides{width * channels, channels};
+      int64_t c = 0;
+      for (; c + kVectors * kLanes <= channels; c += kVectors * kLanes)
+        Channels::template align<Vector, kVectors>(*roi, pooled_height, pooled_width, strides,
+                                                   map + c, sums, out + c, channels);
+      for (; c + kLanes <= channels; c += kLanes)
+        Channels::template align<Vector, 1>(*roi, pooled_height, pooled_width, strides, map + c,
+                                            sums, out + c, channels);
+      for (; c < channels; ++c)
+        Channels::template align<A, 1>(*roi, pooled_height, pooled_width, strides, map + c, sums,
+                                       out + c, channels);
+    }
+  };
 };
 
 // A block of channels of one map [C, H, W], for some RoIs.
@@ -206,7 +212,7 @@ void align_interleaved(const RoiAlignParams<acc_t<T>>& params, const RoiPlan<acc
                        const RoiLevelData<const T>& features, T* out) {
   using A = acc_t<T>;
   const int64_t size = params.pooled_height * params.pooled_width * params.channels;
-  const int64_t columns = AlignInterleaved<T>::kMany * Lanes<A>::kCount * plan.most_columns();
+  const int64_t columns = AlignInterleaved<T>::kMost * plan.most_columns();
   const int64_t tasks = (plan.size() + kInterleavedRois - 1) / kInterleavedRois;
   parallel_tasks<Scratch<A>>(threads_of(params), tasks, [&](Scratch<A>& sums, int64_t task) {
     const int64_t first = task * kInterleavedRois;
@@ -217,7 +223,7 @@ void align_interleaved(const RoiAlignParams<acc_t<T>>& params, const RoiPlan<acc
         continue;
       }
       const auto& level = params.levels[roi.level];
-      run_on_best_isa<AlignInterleaved<T>>(
+      run_on_widest<AlignInterleaved<T>::template Kernel>(
           &roi, params.pooled_height, params.pooled_width, level.width, params.channels,
           features.data[roi.level] + roi.image * level.height * level.width * params.channels,
           sums.reserve(columns), out + roi.index * size);
