@@ -33,9 +33,15 @@ def machine_name(device: torch.device) -> str:
     return f"{_cpu_name()}, {len(os.sched_getaffinity(0))} cores"
 
 
+def _cpu_path() -> str | None:
+    return None if _library.extension is None else _library.extension.cpu_isa()
+
+
 def folder_of(device: torch.device) -> Path:
-    """results/<the chip's name as a folder can have it>."""
+    """results/<the chip's name as a folder can have it>; many CPUs give no more than a brand's."""
     name = machine_name(device).replace(",", "")
+    if device.type == "cpu":
+        name = f"{name} {_cpu_path()}"
     return RESULTS / re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
@@ -63,14 +69,13 @@ def _commit() -> str | None:
 
 def about(device: torch.device) -> dict[str, Any]:
     """The machine and the versions that a result belongs to."""
-    extension = _library.extension
     return {
         "machine": machine_name(device),
         "pydet": pydet.__version__,
         "commit": _commit(),
         "torch": torch.__version__,
         "torchvision": _version("torchvision"),
-        "cpu_path": None if extension is None else extension.cpu_isa(),
+        "cpu_path": _cpu_path(),
         "load_average": os.getloadavg()[0],
     }
 

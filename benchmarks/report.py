@@ -49,13 +49,17 @@ def load(folder: Path) -> dict[str, Any]:
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in files}
 
 
+def _title(results: dict[str, Any]) -> str:
+    one = next(iter(results.values()))
+    return f"{one['machine']}, {one['cpu_path']}" if one["cpu_path"] else one["machine"]
+
+
 def _machine(results: dict[str, Any]) -> str:
     one = next(iter(results.values()))
     loads = [content["load_average"] for content in results.values()]
     versions = f"torch {one['torch']}, torchvision {one['torchvision']}, pydet {one['pydet']}"
-    path = f" on the {one['cpu_path']} path" if one["cpu_path"] else ""
     return (
-        f"{versions}{path}, float32 unless said otherwise. The machine's load average was "
+        f"{versions}, float32 unless said otherwise. The machine's load average was "
         f"{min(loads):.1f} to {max(loads):.1f}."
     )
 
@@ -90,7 +94,7 @@ def document(root: Path = RESULTS) -> str:
     for folder in sorted(path for path in root.iterdir() if path.is_dir()):
         results = load(folder)
         work_around = functools.partial(models_table, before=results.get("models_before"))
-        lines += [f"## {next(iter(results.values()))['machine']}", "", _machine(results), ""]
+        lines += [f"## {_title(results)}", "", _machine(results), ""]
         lines += main_table(results)
         for name, title, table in (
             ("overhead", "A call on next to nothing", overhead_table),
