@@ -24,21 +24,6 @@ constexpr int64_t kFinish = 1 << 12;
 // Columns that are computed together: a vector, or several.
 constexpr int64_t kLanes = 16;
 
-// Calls body(kind) with the kind of pairwise overlap as a type.
-template <class Body>
-void with_kind(Overlap overlap, const Body& body) {
-  switch (overlap) {
-    case Overlap::kIou:
-      return body(OverlapKind<Overlap::kIou, false>{});
-    case Overlap::kGeneralized:
-      return body(OverlapKind<Overlap::kGeneralized, false>{});
-    case Overlap::kDistance:
-      return body(OverlapKind<Overlap::kDistance, false>{});
-    case Overlap::kComplete:
-      return body(OverlapKind<Overlap::kComplete, false>{});
-  }
-}
-
 // boxes2 of one tile as a structure of arrays, so that one vector register holds one coordinate of
 // many boxes. C is a number or a dual number.
 template <class Kind, class C, int64_t kSize>
@@ -217,7 +202,7 @@ void backward(const BoxIouArgs& args, const SecondOrder<A>& second, const A* gra
   const int64_t blocks = (n + kBackwardRows - 1) / kBackwardRows;
   std::vector<OverlapSums<C>> sums1(args.batch * tiles * n), sums2(args.batch * blocks * m);
   OverlapSums<C>*first1 = sums1.data(), *first2 = sums2.data();
-  with_kind(args.overlap, [=](auto kind) {
+  with_kind<false>(args.overlap, [=](auto kind) {
     using Kind = decltype(kind);
     parallel_for(args.batch * blocks * tiles, 1, [=](int64_t index, int64_t) {
       const int64_t tile = index % tiles, block = index / tiles % blocks,
@@ -260,7 +245,7 @@ void box_iou(const BoxIouArgs& args, const A* boxes1, const A* boxes2, A* iou) {
   const int64_t tiles = (m + kTile - 1) / kTile;
   const int64_t rows_a_task = std::max<int64_t>(1, kGrain / std::min(m, kTile));
   const int64_t row_blocks = (n + rows_a_task - 1) / rows_a_task;
-  with_kind(args.overlap, [=](auto kind) {
+  with_kind<false>(args.overlap, [=](auto kind) {
     parallel_for(args.batch * row_blocks * tiles, 1, [=](int64_t task, int64_t) {
       const int64_t tile = task % tiles, block = task / tiles % row_blocks,
                     b = task / (tiles * row_blocks);

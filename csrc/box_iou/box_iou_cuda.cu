@@ -199,21 +199,6 @@ __global__ void __launch_bounds__(kThreads) box_iou_rows_kernel(Side<A> side) {
   }
 }
 
-// Calls body(kind) with the kind of pairwise overlap as a type.
-template <class Body>
-void with_kind(Overlap overlap, const Body& body) {
-  switch (overlap) {
-    case Overlap::kIou:
-      return body(OverlapKind<Overlap::kIou, false>{});
-    case Overlap::kGeneralized:
-      return body(OverlapKind<Overlap::kGeneralized, false>{});
-    case Overlap::kDistance:
-      return body(OverlapKind<Overlap::kDistance, false>{});
-    case Overlap::kComplete:
-      return body(OverlapKind<Overlap::kComplete, false>{});
-  }
-}
-
 // The overlaps, or their tangents along v1 and v2 where C is Dual<A>.
 template <class C, class A>
 const char* launch_pairs(const BoxIouArgs& args, const A* boxes1, const A* boxes2, const A* v1,
@@ -221,7 +206,7 @@ const char* launch_pairs(const BoxIouArgs& args, const A* boxes1, const A* boxes
   const int64_t pieces = args.batch * ceil_div<int64_t>(args.num_boxes1, kRows) *
                          ceil_div<int64_t>(args.num_boxes2, kColumns);
   if (pieces == 0) return nullptr;
-  with_kind(args.overlap, [&](auto kind) {
+  with_kind<false>(args.overlap, [&](auto kind) {
     launch(box_iou_kernel<decltype(kind), C, A>, grid_size(pieces, kThreads), kThreads, 0, stream,
            args, boxes1, boxes2, v1, v2, iou);
   });
@@ -238,7 +223,7 @@ const char* launch_backward(const BoxIouArgs& args, const SecondOrder<A>& second
                      boxes1,     boxes2, second.v1, second.v2, grad_boxes1};
   const Side<A> columns{args.batch, m,      n,         eps,       grad_iou,
                         boxes2,     boxes1, second.v2, second.v1, grad_boxes2};
-  with_kind(args.overlap, [&](auto kind) {
+  with_kind<false>(args.overlap, [&](auto kind) {
     using Kind = decltype(kind);
     if (args.batch * n != 0) {
       launch(box_iou_rows_kernel<Kind, C, A>, grid_size(args.batch * n, kThreads / kWarp), kThreads,

@@ -4,19 +4,11 @@
 #include <vector>
 
 #include "box_iou/box_iou.h"
+#include "common/overlap_glue.h"
 #include "common/torch_glue.h"
 
 namespace pydet {
 namespace {
-
-Overlap overlap_of(const char* op, const std::string& name) {
-  if (name == "iou") return Overlap::kIou;
-  if (name == "generalized") return Overlap::kGeneralized;
-  if (name == "distance") return Overlap::kDistance;
-  TORCH_CHECK_VALUE(name == "complete", op,
-                    ": overlap must be iou, generalized, distance or complete, got ", name);
-  return Overlap::kComplete;
-}
 
 // Computed in, and the dtype of the overlaps: float32 for 16-bit boxes.
 at::ScalarType wide_dtype(const char* op, at::ScalarType dtype) {

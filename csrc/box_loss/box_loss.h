@@ -12,6 +12,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "common/box_overlap.h"
 #include "common/scalar.h"
@@ -34,6 +35,16 @@ constexpr int64_t kBoxLossPiece = 1 << 11;
 
 inline int64_t box_loss_pieces(int64_t count) {
   return (count + kBoxLossPiece - 1) / kBoxLossPiece;
+}
+
+// Calls body(kind, along_v) with the kind of overlap of the loss as a type, and std::true_type for
+// derivatives along v1 and v2.
+template <class T, class Body>
+void with_kind_of(const BoxLossArgs<T>& args, const Body& body) {
+  with_kind<true>(args.overlap, [&](auto kind) {
+    if (args.v1 != nullptr) return body(kind, std::true_type{});
+    body(kind, std::false_type{});
+  });
 }
 
 namespace cpu {

@@ -14,21 +14,6 @@ namespace {
 // Pairs that are computed together, in arrays that stay in the first-level cache.
 constexpr int64_t kChunk = 256;
 
-// Calls body(kind) with the kind of overlap of the loss as a type.
-template <class Body>
-void with_kind(Overlap overlap, const Body& body) {
-  switch (overlap) {
-    case Overlap::kIou:
-      return body(OverlapKind<Overlap::kIou, true>{});
-    case Overlap::kGeneralized:
-      return body(OverlapKind<Overlap::kGeneralized, true>{});
-    case Overlap::kDistance:
-      return body(OverlapKind<Overlap::kDistance, true>{});
-    case Overlap::kComplete:
-      return body(OverlapKind<Overlap::kComplete, true>{});
-  }
-}
-
 // Boxes as a structure of arrays, so that one vector register holds one coordinate of many.
 template <class A>
 struct Coordinates {
@@ -191,15 +176,6 @@ struct LossBackwardPiece {
     }
   }
 };
-
-// Calls body(kind, along_v) with the kind and std::true_type for derivatives along v1 and v2.
-template <class T, class Body>
-void with_kind_of(const BoxLossArgs<T>& args, const Body& body) {
-  with_kind(args.overlap, [&](auto kind) {
-    if (args.v1 != nullptr) return body(kind, std::true_type{});
-    body(kind, std::false_type{});
-  });
-}
 
 // The losses, or the sums of pieces in `partials`.
 template <class T>

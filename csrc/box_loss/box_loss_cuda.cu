@@ -82,26 +82,6 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Calls body(kind, along_v) with the kind of overlap of the loss as a type, and std::true_type for
-// derivatives along v1 and v2.
-template <class T, class Body>
-void with_kind_of(const BoxLossArgs<T>& args, const Body& body) {
-  const auto with = [&](auto kind) {
-    if (args.v1 != nullptr) return body(kind, std::true_type{});
-    body(kind, std::false_type{});
-  };
-  switch (args.overlap) {
-    case Overlap::kIou:
-      return with(OverlapKind<Overlap::kIou, true>{});
-    case Overlap::kGeneralized:
-      return with(OverlapKind<Overlap::kGeneralized, true>{});
-    case Overlap::kDistance:
-      return with(OverlapKind<Overlap::kDistance, true>{});
-    case Overlap::kComplete:
-      return with(OverlapKind<Overlap::kComplete, true>{});
-  }
-}
-
 template <class T>
 void launch_forward(const BoxLossArgs<T>& args, acc_t<T>* loss, double* partials,
                     CUstream_st* stream) {

@@ -6,19 +6,11 @@
 #include <vector>
 
 #include "box_loss/box_loss.h"
+#include "common/overlap_glue.h"
 #include "common/torch_glue.h"
 
 namespace pydet {
 namespace {
-
-Overlap overlap_of(const char* op, const std::string& name) {
-  if (name == "iou") return Overlap::kIou;
-  if (name == "generalized") return Overlap::kGeneralized;
-  if (name == "distance") return Overlap::kDistance;
-  TORCH_CHECK_VALUE(name == "complete", op,
-                    ": overlap must be iou, generalized, distance or complete, got ", name);
-  return Overlap::kComplete;
-}
 
 // A call's tensors, checked and contiguous; v1 and v2 may be undefined.
 struct Call {

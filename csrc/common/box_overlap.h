@@ -34,6 +34,21 @@ struct OverlapKind {
   static constexpr bool kHasAngle = kOverlapOf == Overlap::kComplete;
 };
 
+// Calls body(kind) with the kind as a type.
+template <bool kLoss, class Body>
+void with_kind(Overlap overlap, const Body& body) {
+  switch (overlap) {
+    case Overlap::kIou:
+      return body(OverlapKind<Overlap::kIou, kLoss>{});
+    case Overlap::kGeneralized:
+      return body(OverlapKind<Overlap::kGeneralized, kLoss>{});
+    case Overlap::kDistance:
+      return body(OverlapKind<Overlap::kDistance, kLoss>{});
+    case Overlap::kComplete:
+      return body(OverlapKind<Overlap::kComplete, kLoss>{});
+  }
+}
+
 // Small numbers in the denominators: of the quotients of areas (losses only), of d / c, of alpha.
 template <class A>
 struct OverlapEps {

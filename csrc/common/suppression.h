@@ -68,7 +68,7 @@ PYDET_HOST_DEVICE A share_of_side(A threshold, A box_area) {
 }
 
 // By what measure a box hides another.
-enum class Overlap : int64_t { kIou = 0, kDiou = 1 };
+enum class SuppressionOverlap : int64_t { kIou = 0, kDiou = 1 };
 
 // DIoU > threshold (Zheng et al. 2020, equation 7: IoU less the squared distance of the centres
 // over the squared diagonal of the box around both). In double and without a division, so that it
@@ -89,17 +89,16 @@ PYDET_HOST_DEVICE bool diou_exceeds(const Box<A>& a, const Box<A>& b, double thr
 // When a box hides another, for any overlap.
 template <class A>
 struct SuppressionRule {
-  Overlap overlap;
+  SuppressionOverlap overlap;
   A threshold;             // of the IoU; for others a bit less, for what is necessary and cheap
   A tiny;                  // unions below are decided by the exact test alone
   double exact_threshold;  // as the user gave it
 
-  SuppressionRule() = default;
-  SuppressionRule(Overlap overlap, double threshold)
+  SuppressionRule(SuppressionOverlap overlap, double threshold)
       : overlap(overlap),
-        threshold(overlap == Overlap::kIou ? threshold_below<A>(threshold)
-                                           : static_cast<A>(threshold * (1 - 0x1p-16))),
-        tiny(overlap == Overlap::kIou ? A(-1) : static_cast<A>(1e-30)),
+        threshold(overlap == SuppressionOverlap::kIou ? threshold_below<A>(threshold)
+                                                      : static_cast<A>(threshold * (1 - 0x1p-16))),
+        tiny(overlap == SuppressionOverlap::kIou ? A(-1) : static_cast<A>(1e-30)),
         exact_threshold(threshold) {}
 
   // Necessary and cheap. DIoU is never above IoU, whose rounding the threshold's margin covers.
@@ -111,8 +110,8 @@ struct SuppressionRule {
   PYDET_HOST_DEVICE bool hides(const Box<A>& a, A area_a, const Box<A>& b, A area_b) const {
     const A inter = intersection(a, b);
     if (!may_hide(inter, area_a, area_b)) return false;
-    return overlap == Overlap::kIou ? iou(inter, area_a, area_b) > threshold
-                                    : diou_exceeds(a, b, exact_threshold);
+    return overlap == SuppressionOverlap::kIou ? iou(inter, area_a, area_b) > threshold
+                                               : diou_exceeds(a, b, exact_threshold);
   }
 };
 

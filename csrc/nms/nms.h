@@ -26,7 +26,7 @@ struct NmsParams {
   int64_t batch, num_boxes;
   int64_t max_output;  // row length of keep; num_boxes keeps all
   double iou_threshold;
-  Overlap overlap;
+  SuppressionOverlap overlap;
   double score_threshold;  // only boxes with a greater score take part ..
   bool filter_scores;      // .. where this is set; otherwise all do, NaN scores too
 };

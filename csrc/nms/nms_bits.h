@@ -230,7 +230,7 @@ class BitGroup {
   // Which of the boxes from `begin` on that have a bit in `maybe` the hider hides.
   uint64_t hidden(const Box<A>& hider, A hider_area, int64_t begin, uint64_t maybe) const {
     uint64_t bits = 0;
-    if (rule_.overlap == Overlap::kIou) {
+    if (rule_.overlap == SuppressionOverlap::kIou) {
       constexpr uint64_t kMask = (uint64_t{1} << kCompared) - 1;
       for (uint64_t left = maybe; left != 0;) {
         const int shift = __builtin_ctzll(left) / kCompared * kCompared;

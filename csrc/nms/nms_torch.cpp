@@ -48,8 +48,9 @@ at::Tensor nms(const at::Tensor& boxes, const at::Tensor& scores,
   const int64_t n = boxes.size(0);
   at::Tensor keep = at::empty({n}, boxes.options().dtype(at::kLong));
   at::Tensor counts = at::empty({1}, keep.options());
-  run("nms", NmsParams{1, n, n, iou_threshold, static_cast<Overlap>(overlap), 0.0, false}, boxes,
-      scores, idxs, keep, counts);
+  run("nms",
+      NmsParams{1, n, n, iou_threshold, static_cast<SuppressionOverlap>(overlap), 0.0, false},
+      boxes, scores, idxs, keep, counts);
   const int64_t count = counts.item<int64_t>();
   return count == n ? keep : keep.narrow(0, 0, count).clone();
 }
@@ -69,7 +70,7 @@ std::tuple<at::Tensor, at::Tensor> nms_padded(const at::Tensor& boxes, const at:
   at::Tensor keep = at::empty(shape, counts.options());
   run("nms_padded",
       NmsParams{counts.numel(), boxes.size(-2), max_output, iou_threshold,
-                static_cast<Overlap>(overlap), score_threshold, true},
+                static_cast<SuppressionOverlap>(overlap), score_threshold, true},
       boxes, scores, idxs, keep, counts);
   return {keep, counts};
 }

@@ -44,7 +44,7 @@ std::vector<Box<A>> random_boxes(int64_t count, A scale, uint32_t seed) {
 }
 
 template <class A>
-void test(A scale, double threshold, pydet::Overlap overlap) {
+void test(A scale, double threshold, pydet::SuppressionOverlap overlap) {
   constexpr int64_t kCount = 300;
   const std::vector<Box<A>> boxes = random_boxes<A>(kCount, scale, 7);
   const pydet::SuppressionRule<A> rule(overlap, threshold);
@@ -79,8 +79,8 @@ void test_type(std::initializer_list<A> scales) {
   for (const A scale : scales) {
     for (const double threshold :
          {0.0, 1e-7, 1.01e-6, 0.3, 0.5, 0.7, std::nextafter(1.0, 0.0), 1.0}) {
-      test<A>(scale, threshold, pydet::Overlap::kIou);
-      test<A>(scale, threshold, pydet::Overlap::kDiou);
+      test<A>(scale, threshold, pydet::SuppressionOverlap::kIou);
+      test<A>(scale, threshold, pydet::SuppressionOverlap::kDiou);
     }
   }
 }

@@ -81,8 +81,8 @@ void check_image(const pydet::NmsParams& p, const Case& c, bool by_class, const 
 void test_sizes(int64_t n, int64_t max_output, uint32_t size, double threshold, bool by_class,
                 bool filter) {
   constexpr int64_t kBatch = 3;
-  const pydet::NmsParams params{kBatch, n,     max_output, threshold, pydet::Overlap::kIou,
-                                0.125,  filter};
+  const pydet::NmsParams params{
+      kBatch, n, max_output, threshold, pydet::SuppressionOverlap::kIou, 0.125, filter};
   std::vector<Case> cases;
   Case all;
   for (uint32_t b = 0; b < kBatch; ++b) {
@@ -109,7 +109,7 @@ std::vector<T> converted(const std::vector<float>& values) {
 // The same rows and counts from both, for any element type.
 template <class T>
 void test_cuda(int64_t batch, int64_t n, int64_t max_output, uint32_t size, bool by_class,
-               bool filter, pydet::Overlap overlap = pydet::Overlap::kIou) {
+               bool filter, pydet::SuppressionOverlap overlap = pydet::SuppressionOverlap::kIou) {
   const pydet::NmsParams params{batch, n, max_output, 0.375, overlap, -0.125, filter};
   const Case c = random_case(batch * n, 3, size, static_cast<uint32_t>(n));
   const std::vector<T> boxes = converted<T>(c.boxes), scores = converted<T>(c.scores);
@@ -139,7 +139,8 @@ void test_chain() {
     scores.push_back(1.0f - static_cast<float>(i) / 256.0f);
     if (i < kCount / 2) wanted[i] = 2 * i;
   }
-  const pydet::NmsParams params{1, kCount, kCount, 0.25, pydet::Overlap::kIou, 0.0, true};
+  const pydet::NmsParams params{1,   kCount, kCount, 0.25, pydet::SuppressionOverlap::kIou,
+                                0.0, true};
   size_t bytes = 0;
   CHECK(pydet::cuda::nms_workspace_bytes(params, &bytes) == nullptr);
   std::vector<uint64_t> workspace((bytes + 7) / 8, 0xa5a5a5a5a5a5a5a5u);
@@ -160,7 +161,8 @@ void test_late_output() {
     scores.push_back(1.0f - static_cast<float>(i) / 65536.0f);
   }
   std::vector<int64_t> keep(4, -2), counts(1, -2);
-  const pydet::NmsParams params{1, kCopies + kOthers, 4, 0.5, pydet::Overlap::kIou, 0.0, true};
+  const pydet::NmsParams params{
+      1, kCopies + kOthers, 4, 0.5, pydet::SuppressionOverlap::kIou, 0.0, true};
   pydet::cpu::nms(params, boxes.data(), scores.data(), nullptr, keep.data(), counts.data());
   CHECK(counts[0] == 4);
   CHECK((keep == std::vector<int64_t>{0, kCopies, kCopies + 1, kCopies + 2}));
@@ -233,10 +235,10 @@ int main() {
     }
   }
   for (int64_t n : {64, 300}) {
-    test_cuda<float>(2, n, n, 60, false, false, pydet::Overlap::kDiou);
-    test_cuda<double>(1, n, n, 60, true, false, pydet::Overlap::kDiou);
-    test_cuda<pydet::Half>(1, n, n, 60, true, true, pydet::Overlap::kDiou);
-    test_cuda<pydet::BFloat16>(1, n, n, 60, false, true, pydet::Overlap::kDiou);
+    test_cuda<float>(2, n, n, 60, false, false, pydet::SuppressionOverlap::kDiou);
+    test_cuda<double>(1, n, n, 60, true, false, pydet::SuppressionOverlap::kDiou);
+    test_cuda<pydet::Half>(1, n, n, 60, true, true, pydet::SuppressionOverlap::kDiou);
+    test_cuda<pydet::BFloat16>(1, n, n, 60, false, true, pydet::SuppressionOverlap::kDiou);
   }
   test_cuda<float>(0, 5, 5, 60, true, true);
   test_cuda<float>(2, 40, 0, 60, true, true);
@@ -251,7 +253,7 @@ int main() {
   test_sizes(2600, 2600, 2000, 0.25, false, false);
   test_sizes(8300, 8300, 4000, 0.25, false, false);
   test_sizes(4200, 1500, 900, 0.5, true, false);
-  test_cuda<float>(1, 2100, 2100, 1500, false, false, pydet::Overlap::kDiou);
+  test_cuda<float>(1, 2100, 2100, 1500, false, false, pydet::SuppressionOverlap::kDiou);
   test_chain();
   test_late_output();
   test_filter();
