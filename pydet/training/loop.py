@@ -246,6 +246,7 @@ class _Trainer:
         finally:
             if self.log:
                 self.log.close()
+        unfinished = self.stopping and state.position < state.total
         return TrainResult(
             folder=self.folder,
             steps=state.step,
@@ -253,7 +254,7 @@ class _Trainer:
             metrics=state.metrics,
             best=state.best,
             invalid_boxes=sum(gather(self.fabric, self.watch.invalid_boxes)),
-            signal=max(gather(self.fabric, self.stop.received)) if self.stopping else 0,
+            signal=max(gather(self.fabric, self.stop.received)) if unfinished else 0,
         )
 
     def _batches(self) -> Generator[tuple[ImageBatch, PackedTargets], None, None]:
@@ -270,6 +271,7 @@ class _Trainer:
 
     def _loop(self, batches: Iterator[tuple[ImageBatch, PackedTargets]], results: Results) -> None:
         config, state = self.config, self.state
+        self._evaluate(results)  # where it failed before
         while state.position < state.total and not self.stopping:
             with self.clock:
                 self._step(batches)
@@ -283,9 +285,7 @@ class _Trainer:
                 self.log.progress(config.batch_size, before, config.epochs)
             # One process obeys a signal at once; several agree on it when they exchange losses.
             self.stopping |= self.fabric.world_size == 1 and self.stop.received > 0
-            due = state.epochs_done // config.eval_every > before // config.eval_every
-            if self.val_dataset is not None and (due or finished):
-                results.evaluate(self.val_dataset)
+            self._evaluate(results)
             epoch_ended = state.epochs_done > before
             if (
                 epoch_ended
@@ -294,6 +294,21 @@ class _Trainer:
                 or state.step % config.checkpoint_every == 0
             ):
                 state.save(self.folder, self.run_config)
+
+    def _evaluate(self, results: Results) -> None:
+        """Evaluate, if it is due; what was learnt is kept where that fails."""
+        state, every = self.state, self.config.eval_every
+        done = state.epochs_done
+        due = done // every > state.evaluated // every
+        due |= state.position >= state.total and done > state.evaluated
+        if self.val_dataset is None or not due:
+            return
+        try:
+            results.evaluate(self.val_dataset)
+        except Exception:
+            if self.fabric.world_size == 1:  # others would wait for this process
+                state.save(self.folder, self.run_config)
+            raise
 
     def _step(self, batches: Iterator[tuple[ImageBatch, PackedTargets]]) -> None:
         """One step of the optimiser."""

@@ -47,14 +47,20 @@ class Results:
 
     def evaluate(self, dataset: DetectionDataset) -> None:
         """Evaluate the averaged weights, each process on its share of the images."""
-        states = rng_state()
+        states, training = rng_state(), self.state.weights.training
+        try:
+            self._evaluate(dataset)
+        finally:
+            self.state.weights.train(training)
+            set_rng_state(states)
+        self.state.evaluated = self.state.epochs_done
+
+    def _evaluate(self, dataset: DetectionDataset) -> None:
         if self.fabric.world_size > 1:  # each process has running statistics of its own
             saved = self.state.weights.state_dict().keys()
             for name, buffer in self.state.weights.named_buffers():
                 if name in saved:  # what is not (cached anchors) need not exist everywhere
                     torch.distributed.broadcast(buffer, src=0)
-        training = self.state.weights.training
-        self.state.weights.eval()
         own = collect_results(
             self.state.weights,
             dataset,
@@ -65,14 +71,12 @@ class Results:
             world_size=self.fabric.world_size,
             progress=self.log is not None and self.log.shows_progress,
         )
-        self.state.weights.train(training)
         results = [result for share in gather(self.fabric, own) for result in share]
         if self.fabric.is_global_zero:
             evaluation = evaluate_results(dataset, results)
             self._keep(evaluation)
         numbers = (self.state.metrics, self.state.best)
         self.state.metrics, self.state.best = gather(self.fabric, numbers)[0]
-        set_rng_state(states)
 
     def _keep(self, evaluation: Evaluation) -> None:
         """Log an evaluation; save weights and curves if it is the best."""

@@ -30,6 +30,7 @@ class TrainState:
     Attributes:
         position: images of the stream that were seen, over all processes.
         step: steps of the optimiser that were done.
+        evaluated: whole epochs that the last evaluation came after.
         metrics: numbers of the last evaluation.
         best: numbers of the best evaluation.
     """
@@ -51,7 +52,7 @@ class TrainState:
         self.watch = watch
         self.num_images = num_images
         self.config = config
-        self.position = self.step = 0
+        self.position = self.step = self.evaluated = 0
         self.metrics: dict[str, float] = {}
         self.best: dict[str, float] = {}
 
@@ -107,6 +108,7 @@ class TrainState:
             self.fabric.strategy.precision.load_state_dict(state["precision"])
         self.position, self.step = state["position"], state["step"]
         self.metrics, self.best = state["metrics"], state["best"]
+        self.evaluated = state.get("evaluated", self.epochs_done)
         self.watch.names = tuple(state["loss_names"])
         processes = state["processes"]
         if len(processes) == self.fabric.world_size:
@@ -157,5 +159,6 @@ class TrainState:
                 "processes": processes,
                 "metrics": self.metrics,
                 "best": self.best,
+                "evaluated": self.evaluated,
             }
             save_checkpoint(folder, state)

@@ -19,6 +19,7 @@ from pydet.training import (
     TrainConfig,
     TrainResult,
     load_checkpoint,
+    results,
     train,
 )
 from pydet.training.checkpoint import seed_everything
@@ -150,6 +151,33 @@ def stop_after(monkeypatch, steps: int) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(WeightAverage, "update", update_and_stop)
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_an_evaluation_that_fails_is_made_up_for(drawn, tmp_path, epoch, monkeypatch):
+    run(drawn, tmp_path / "whole", epochs=2)
+    evaluate_results, calls = results.evaluate_results, []
+
+    def fail_once(*arguments):
+        calls.append(arguments)
+        if len(calls) == epoch:
+            raise OSError("no space left")
+        return evaluate_results(*arguments)
+
+    monkeypatch.setattr(results, "evaluate_results", fail_once)
+    with pytest.raises(OSError, match="no space left"):
+        run(drawn, tmp_path / "parts", epochs=2)
+    saved = load_checkpoint(tmp_path / "parts/last.ckpt")
+    assert (saved["step"], saved["evaluated"]) == (4 * epoch, epoch - 1)
+    result = run(drawn, tmp_path / "parts", epochs=2, resume=True)
+    assert (result.steps, result.metrics["epoch"], len(calls)) == (8, 2, 3)
+    assert_same_bits(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    assert [r["epoch"] for r in read_log(tmp_path / "parts") if r["kind"] == "eval"] == [1, 2]
+
+
+def test_a_signal_in_the_last_step_stops_nothing(drawn, tmp_path, monkeypatch):
+    stop_after(monkeypatch, 4)
+    assert run(drawn, tmp_path, epochs=1).signal == 0
 
 
 def test_accumulated_pieces_are_the_whole_batch(drawn, tmp_path):
