@@ -19,9 +19,10 @@
 namespace pydet {
 namespace cpu {
 
-template <class A>
+template <class A, int kBytes = 32>
 struct ChannelBlock {
-  static constexpr int64_t kChannels = Lanes<A>::kCount;
+  using Vectors = Lanes<A, kBytes>;
+  static constexpr int64_t kChannels = Vectors::kCount;
 
   // Elements from one channel of a map to the next, and from one cell of a row to the next.
   struct Strides {
@@ -38,9 +39,9 @@ struct ChannelBlock {
     for (int64_t i = 0; i < count; ++i, from += strides.cell, to += kChannels) {
       __builtin_prefetch(from + kAhead * strides.cell);
       if (lanes == kChannels) {
-        typename Lanes<A>::Vector channels;
-        Lanes<A>::load(from, &channels);
-        Lanes<A>::store(channels, to);
+        typename Vectors::Vector channels;
+        Vectors::load(from, &channels);
+        Vectors::store(channels, to);
       } else {
         for (int64_t c = 0; c < kChannels; ++c) to[c] = c < lanes ? load(from + c) : A(0);
       }
@@ -53,9 +54,9 @@ struct ChannelBlock {
     if (strides.channel != 1) return scatter_planes(from, lanes, count, to, strides.channel);
     for (int64_t i = 0; i < count; ++i, from += kChannels, to += strides.cell) {
       if (lanes == kChannels) {
-        typename Lanes<A>::Vector channels;
-        Lanes<A>::load(from, &channels);
-        Lanes<A>::store(channels, to);
+        typename Vectors::Vector channels;
+        Vectors::load(from, &channels);
+        Vectors::store(channels, to);
       } else {
         for (int64_t c = 0; c < lanes; ++c) store(to + c, from[c]);
       }
@@ -68,7 +69,7 @@ struct ChannelBlock {
     if (lanes == kChannels && count >= kChannels) {
       for (int64_t i = 0; i < count; i += kChannels) {
         const int64_t at = std::min(i, count - kChannels);  // the last one ends with the row
-        Lanes<A>::transpose(planes + at, stride, to + at * kChannels, kChannels);
+        Vectors::transpose(planes + at, stride, to + at * kChannels, kChannels);
       }
       return;
     }
@@ -84,7 +85,7 @@ struct ChannelBlock {
     if (lanes == kChannels && count >= kChannels) {
       for (int64_t i = 0; i < count; i += kChannels) {
         const int64_t at = std::min(i, count - kChannels);
-        Lanes<A>::transpose(from + at * kChannels, kChannels, planes + at, stride);
+        Vectors::transpose(from + at * kChannels, kChannels, planes + at, stride);
       }
       return;
     }
@@ -129,11 +130,12 @@ bool worth_turning(int64_t channels, int64_t cells) {
 }
 
 // A turned map of which only the parts are made that are asked for.
-template <class T>
+template <class T, int kBytes = 32>
 class TurnedMap {
  public:
   using A = acc_t<T>;
-  using Strides = typename ChannelBlock<A>::Strides;
+  using Block = ChannelBlock<A, kBytes>;
+  using Strides = typename Block::Strides;
 
   // `lanes` channels from `map` on.
   void reset(const T* map, Strides strides, int64_t height, int64_t width, int64_t lanes) {
@@ -153,14 +155,13 @@ class TurnedMap {
       if (ready) continue;
       ready = 1;
       const int64_t x = piece * kPiece;
-      ChannelBlock<A>::gather(map_ + (y * width_ + x) * strides_.cell, strides_, lanes_,
-                              std::min(kPiece, width_ - x),
-                              cells_ + y * row_stride() + x * ChannelBlock<A>::kChannels);
+      Block::gather(map_ + (y * width_ + x) * strides_.cell, strides_, lanes_,
+                    std::min(kPiece, width_ - x), cells_ + y * row_stride() + x * Block::kChannels);
     }
   }
 
   const A* cells() const { return cells_; }
-  int64_t row_stride() const { return turned_width(width_) * ChannelBlock<A>::kChannels; }
+  int64_t row_stride() const { return turned_width(width_) * Block::kChannels; }
 
  private:
   static constexpr int64_t kPiece = 16;  // a cache line of a plane of floats

@@ -49,6 +49,9 @@ void run_on_best_isa(Args... args) {
   Kernel::run(args...);
 }
 
+// The bytes of the vectors of run_on_widest.
+inline int widest_vector() { return active_isa() == Isa::kAvx512 ? 64 : 32; }
+
 // The same with Kernel<64> or Kernel<32>, by the bytes of the largest registers.
 template <template <int> class Kernel, class... Args>
 void run_on_widest(Args... args) {

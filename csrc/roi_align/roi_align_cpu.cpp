@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
+#include <tuple>
 #include <vector>
 
 #include "common/channel_block.h"
@@ -121,48 +122,51 @@ struct AlignTurned {
   using A = acc_t<T>;
 
   struct Workspace {
-    TurnedMap<T> map;
+    std::tuple<TurnedMap<T, 32>, TurnedMap<T, 64>> maps;  // one of them is used
     Scratch<A> sums, bins;
   };
 
-  // `out` begins at the first of `lanes` channels; `size` elements are a RoI's.
-  static void run(const RoiAlignParams<A>* params, const RoiPlan<A>* plan, int64_t first,
-                  int64_t last, int64_t lanes, const T* planes, Workspace* work, T* out,
-                  int64_t size) {
-    using Channels = AlignChannels<A>;
-    using Block = ChannelBlock<A>;
-    constexpr int64_t kLine = 64 / sizeof(T);
-    const auto& level = params->levels[(*plan)[first].level];
-    const int64_t bins = params->pooled_height * params->pooled_width;
-    TurnedMap<T>& map = work->map;
-    map.reset(planes, {level.height * level.width, 1}, level.height, level.width, lanes);
-    A* sums = work->sums.reserve(plan->most_columns() * Block::kChannels);
-    A* found = work->bins.reserve(bins * Block::kChannels);
-    const typename Channels::Strides strides{map.row_stride(), Block::kChannels};
-    int64_t windows = 0, opened = level.height;
-    for (int64_t i = first; i < last; ++i) {
-      const PlannedRoi<A>& roi = (*plan)[i];
-      opened = std::min(opened, roi.rows.front());
-      windows += static_cast<int64_t>(roi.rows.size()) * (roi.x_end() - roi.x_begin());
-    }
-    // Whole rows one after the other are read several times faster than windows.
-    const bool whole = 4 * windows >= level.height * level.width;
-    for (int64_t i = first; i < last; ++i) {
-      const PlannedRoi<A>& roi = (*plan)[i];
-      if (whole) {
-        for (; opened <= roi.rows.back(); ++opened) map.require(opened, 0, level.width);
-      } else {
-        for (const int64_t y : roi.rows) map.require(y, roi.x_begin(), roi.x_end());
+  template <int kBytes>
+  struct Kernel {
+    // `out` begins at the first of `lanes` channels; `size` elements are a RoI's.
+    static void run(const RoiAlignParams<A>* params, const RoiPlan<A>* plan, int64_t first,
+                    int64_t last, int64_t lanes, const T* planes, Workspace* work, T* out,
+                    int64_t size) {
+      using Channels = AlignChannels<A, kBytes>;
+      using Block = ChannelBlock<A, kBytes>;
+      constexpr int64_t kLine = 64 / sizeof(T);
+      const auto& level = params->levels[(*plan)[first].level];
+      const int64_t bins = params->pooled_height * params->pooled_width;
+      auto& map = std::get<TurnedMap<T, kBytes>>(work->maps);
+      map.reset(planes, {level.height * level.width, 1}, level.height, level.width, lanes);
+      A* sums = work->sums.reserve(plan->most_columns() * Block::kChannels);
+      A* found = work->bins.reserve(bins * Block::kChannels);
+      const typename Channels::Strides strides{map.row_stride(), Block::kChannels};
+      int64_t windows = 0, opened = level.height;
+      for (int64_t i = first; i < last; ++i) {
+        const PlannedRoi<A>& roi = (*plan)[i];
+        opened = std::min(opened, roi.rows.front());
+        windows += static_cast<int64_t>(roi.rows.size()) * (roi.x_end() - roi.x_begin());
       }
-      T* result = out + roi.index * size;
-      // The result's lines, for writing, while the cells are summed.
-      for (int64_t k = 0; k < lanes * bins; k += kLine) __builtin_prefetch(result + k, 1);
-      Channels::template align<typename Lanes<A>::Vector, 1>(
-          roi, params->pooled_height, params->pooled_width, strides, map.cells(), sums, found,
-          Block::kChannels);
-      Block::scatter(found, lanes, bins, result, {bins, 1});
+      // Whole rows one after the other are read several times faster than windows.
+      const bool whole = 4 * windows >= level.height * level.width;
+      for (int64_t i = first; i < last; ++i) {
+        const PlannedRoi<A>& roi = (*plan)[i];
+        if (whole) {
+          for (; opened <= roi.rows.back(); ++opened) map.require(opened, 0, level.width);
+        } else {
+          for (const int64_t y : roi.rows) map.require(y, roi.x_begin(), roi.x_end());
+        }
+        T* result = out + roi.index * size;
+        // The result's lines, for writing, while the cells are summed.
+        for (int64_t k = 0; k < lanes * bins; k += kLine) __builtin_prefetch(result + k, 1);
+        Channels::template align<typename Channels::Vectors::Vector, 1>(
+            roi, params->pooled_height, params->pooled_width, strides, map.cells(), sums, found,
+            Block::kChannels);
+        Block::scatter(found, lanes, bins, result, {bins, 1});
+      }
     }
-  }
+  };
 };
 
 template <class T>
@@ -176,7 +180,7 @@ void align_planar(const RoiAlignParams<acc_t<T>>& params, const RoiPlan<acc_t<T>
                   const RoiLevelData<const T>& features, T* out) {
   using A = acc_t<T>;
   const int64_t bins = params.pooled_height * params.pooled_width, size = params.channels * bins;
-  const int64_t block = ChannelBlock<A>::kChannels;
+  const int64_t block = widest_vector() / static_cast<int64_t>(sizeof(A));
   const int64_t blocks = (params.channels + block - 1) / block;
   const bool turned = can_turn(params);
   const auto pieces = plan.pieces(kPlanarRois);
@@ -194,8 +198,8 @@ void align_planar(const RoiAlignParams<acc_t<T>>& params, const RoiPlan<acc_t<T>
         const T* planes = features.data[roi.level] +
                           (roi.image * params.channels + c) * level.height * level.width;
         if (turned) {
-          run_on_best_isa<AlignTurned<T>>(&params, &plan, first, last, lanes, planes, &work, result,
-                                          size);
+          run_on_widest<AlignTurned<T>::template Kernel>(&params, &plan, first, last, lanes, planes,
+                                                         &work, result, size);
           return;
         }
         A* sums = work.sums.reserve(2 * Lanes<A>::kCount * (plan.widest() + Lanes<A>::kCount));

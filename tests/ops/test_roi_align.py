@@ -234,7 +234,7 @@ def test_channels_last_gives_the_same_bits(random, channels, output_size, width,
 def test_every_path_gives_the_same_numbers():
     """Whole vectors, their rests, narrow maps: all against one channel at a time."""
     for width in (1, 3, 15, 16, 17, 40):
-        for channels in (1, 15, 16, 17, 64, 65, 81):
+        for channels in (1, 15, 16, 17, 64, 65, 81, 131):
             maps, rois = inputs(Random(1), 3, channels=channels, width=width, image=80)
             maps, rois = maps.float(), rois.float()
             whole = ops.roi_align(maps, rois, 3, 0.5)
