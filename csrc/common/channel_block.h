@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Maps [C, H, W] or [H, W, C] for kernels that want a few channels of a cell next to each other,
-// and cells too: a vector of channels at a time is turned into [H, W, kChannels]. So what regions
-// read is turned once, however many of them overlap, no vector is cut off by the edge of a region,
-// and control flow is paid once for kChannels. More channels at a time would not fit into the
-// caches with a band of rows.
+// Maps [C, H, W] for kernels that want a few channels of a cell next to each other: a vector of
+// channels at a time is turned into [H, W, kChannels]. So what regions read is turned once, however
+// many of them overlap, no vector is cut off by the edge of a region, and control flow is paid once
+// for kChannels. More channels at a time would not fit into the caches with a band of rows.
 #pragma once
 
 #include <algorithm>
@@ -24,48 +23,10 @@ struct ChannelBlock {
   using Vectors = Lanes<A, kBytes>;
   static constexpr int64_t kChannels = Vectors::kCount;
 
-  // Elements from one channel of a map to the next, and from one cell of a row to the next.
-  struct Strides {
-    int64_t channel, cell;
-  };
-
-  // to[i * kChannels + c] = from[c * channel + i * cell] for i < count and c < lanes; the other
-  // channels are 0. One of the two strides is 1.
+  // to[i * kChannels + c] = planes[c * stride + i] for i < count and c < lanes; the other channels
+  // are 0.
   template <class T>
-  static void gather(const T* from, Strides strides, int64_t lanes, int64_t count, A* to) {
-    if (strides.channel != 1) return gather_planes(from, strides.channel, lanes, count, to);
-    // Cells are too far apart for the machine to foresee.
-    constexpr int64_t kAhead = 24;
-    for (int64_t i = 0; i < count; ++i, from += strides.cell, to += kChannels) {
-      __builtin_prefetch(from + kAhead * strides.cell);
-      if (lanes == kChannels) {
-        typename Vectors::Vector channels;
-        Vectors::load(from, &channels);
-        Vectors::store(channels, to);
-      } else {
-        for (int64_t c = 0; c < kChannels; ++c) to[c] = c < lanes ? load(from + c) : A(0);
-      }
-    }
-  }
-
-  // to[c * channel + i * cell] = from[i * kChannels + c] for i < count and c < lanes.
-  template <class T>
-  static void scatter(const A* from, int64_t lanes, int64_t count, T* to, Strides strides) {
-    if (strides.channel != 1) return scatter_planes(from, lanes, count, to, strides.channel);
-    for (int64_t i = 0; i < count; ++i, from += kChannels, to += strides.cell) {
-      if (lanes == kChannels) {
-        typename Vectors::Vector channels;
-        Vectors::load(from, &channels);
-        Vectors::store(channels, to);
-      } else {
-        for (int64_t c = 0; c < lanes; ++c) store(to + c, from[c]);
-      }
-    }
-  }
-
- private:
-  template <class T>
-  static void gather_planes(const T* planes, int64_t stride, int64_t lanes, int64_t count, A* to) {
+  static void gather(const T* planes, int64_t stride, int64_t lanes, int64_t count, A* to) {
     if (lanes == kChannels && count >= kChannels) {
       for (int64_t i = 0; i < count; i += kChannels) {
         const int64_t at = std::min(i, count - kChannels);  // the last one ends with the row
@@ -79,9 +40,9 @@ struct ChannelBlock {
     }
   }
 
+  // planes[c * stride + i] = from[i * kChannels + c] for i < count and c < lanes.
   template <class T>
-  static void scatter_planes(const A* from, int64_t lanes, int64_t count, T* planes,
-                             int64_t stride) {
+  static void scatter(const A* from, int64_t lanes, int64_t count, T* planes, int64_t stride) {
     if (lanes == kChannels && count >= kChannels) {
       for (int64_t i = 0; i < count; i += kChannels) {
         const int64_t at = std::min(i, count - kChannels);
@@ -135,12 +96,11 @@ class TurnedMap {
  public:
   using A = acc_t<T>;
   using Block = ChannelBlock<A, kBytes>;
-  using Strides = typename Block::Strides;
 
-  // `lanes` channels from `map` on.
-  void reset(const T* map, Strides strides, int64_t height, int64_t width, int64_t lanes) {
-    map_ = map;
-    strides_ = strides;
+  // `lanes` planes from `planes` on.
+  void reset(const T* planes, int64_t height, int64_t width, int64_t lanes) {
+    planes_ = planes;
+    cells_of_plane_ = height * width;
     width_ = width;
     lanes_ = lanes;
     pieces_ = (width + kPiece - 1) / kPiece;
@@ -155,8 +115,8 @@ class TurnedMap {
       if (ready) continue;
       ready = 1;
       const int64_t x = piece * kPiece;
-      Block::gather(map_ + (y * width_ + x) * strides_.cell, strides_, lanes_,
-                    std::min(kPiece, width_ - x), cells_ + y * row_stride() + x * Block::kChannels);
+      Block::gather(planes_ + y * width_ + x, cells_of_plane_, lanes_, std::min(kPiece, width_ - x),
+                    cells_ + y * row_stride() + x * Block::kChannels);
     }
   }
 
@@ -166,27 +126,23 @@ class TurnedMap {
  private:
   static constexpr int64_t kPiece = 16;  // a cache line of a plane of floats
 
-  const T* map_ = nullptr;
-  Strides strides_{};
-  int64_t width_ = 0, lanes_ = 0, pieces_ = 0;
+  const T* planes_ = nullptr;
+  int64_t cells_of_plane_ = 0, width_ = 0, lanes_ = 0, pieces_ = 0;
   A* cells_ = nullptr;
   Scratch<A> scratch_;
   std::vector<char> ready_;  // of each piece of each row
 };
 
 // Sums of a turned map, made row by row from above: a row begins when it is opened, as 0 or as what
-// `map` holds, and is written to `map` when it is closed.
+// `planes` holds, and is written there when it is closed.
 template <class A>
 class TurnedSums {
  public:
   using Block = ChannelBlock<A>;
-  using Strides = typename Block::Strides;
 
-  // `lanes` channels from `map` on; `cells` has room for `height` rows of the turned map.
-  TurnedSums(A* map, Strides strides, int64_t height, int64_t width, int64_t lanes, bool clear,
-             A* cells)
-      : map_(map),
-        strides_(strides),
+  // `lanes` planes from `planes` on; `cells` has room for `height` rows of the turned map.
+  TurnedSums(A* planes, int64_t height, int64_t width, int64_t lanes, bool clear, A* cells)
+      : planes_(planes),
         height_(height),
         width_(width),
         lanes_(lanes),
@@ -199,7 +155,7 @@ class TurnedSums {
       if (clear_) {
         std::fill_n(turned(opened_), width_ * Block::kChannels, A(0));
       } else {
-        Block::gather(row(opened_), strides_, lanes_, width_, turned(opened_));
+        Block::gather(row(opened_), height_ * width_, lanes_, width_, turned(opened_));
       }
     }
   }
@@ -208,16 +164,15 @@ class TurnedSums {
   void close(int64_t end) {
     open(end);
     for (; closed_ < end; ++closed_)
-      Block::scatter(turned(closed_), lanes_, width_, row(closed_), strides_);
+      Block::scatter(turned(closed_), lanes_, width_, row(closed_), height_ * width_);
   }
   void close() { close(height_); }
 
  private:
-  A* row(int64_t y) const { return map_ + y * width_ * strides_.cell; }
+  A* row(int64_t y) const { return planes_ + y * width_; }
   A* turned(int64_t y) const { return cells_ + y * turned_width(width_) * Block::kChannels; }
 
-  A* map_;
-  Strides strides_;
+  A* planes_;
   int64_t height_, width_, lanes_;
   bool clear_;
   A* cells_;

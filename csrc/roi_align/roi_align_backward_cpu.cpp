@@ -124,12 +124,12 @@ struct AlignTurnedBackward {
     A* map = work->map.reserve(height * strides.y);
     A* spread = work->spread.reserve(plan->most_columns() * Block::kChannels);
     A* grad = work->grad.reserve(bins * Block::kChannels);
-    TurnedSums<A> sums(planes, {height * width, 1}, height, width, lanes, clear, map);
+    TurnedSums<A> sums(planes, height, width, lanes, clear, map);
     for (int64_t i = first; i < last; ++i) {
       const PlannedRoi<A>& roi = (*plan)[i];
       sums.close(roi.rows.front() / plan->kBand * plan->kBand);
       sums.open(roi.rows.back() + 1);
-      Block::gather(grad_out + roi.index * size, {bins, 1}, lanes, bins, grad);
+      Block::gather(grad_out + roi.index * size, bins, lanes, bins, grad);
       Spread::template add<typename Lanes<A>::Vector, 1>(roi, params->pooled_height,
                                                          params->pooled_width, grad,
                                                          Block::kChannels, strides, spread, map);

@@ -138,7 +138,7 @@ struct AlignTurned {
       const auto& level = params->levels[(*plan)[first].level];
       const int64_t bins = params->pooled_height * params->pooled_width;
       auto& map = std::get<TurnedMap<T, kBytes>>(work->maps);
-      map.reset(planes, {level.height * level.width, 1}, level.height, level.width, lanes);
+      map.reset(planes, level.height, level.width, lanes);
       A* sums = work->sums.reserve(plan->most_columns() * Block::kChannels);
       A* found = work->bins.reserve(bins * Block::kChannels);
       const typename Channels::Strides strides{map.row_stride(), Block::kChannels};
@@ -163,7 +163,7 @@ struct AlignTurned {
         Channels::template align<typename Channels::Vectors::Vector, 1>(
             roi, params->pooled_height, params->pooled_width, strides, map.cells(), sums, found,
             Block::kChannels);
-        Block::scatter(found, lanes, bins, result, {bins, 1});
+        Block::scatter(found, lanes, bins, result, bins);
       }
     }
   };

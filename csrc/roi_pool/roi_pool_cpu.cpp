@@ -89,7 +89,7 @@ bool covers_map(const RoiPoolParams<A>& params, const int64_t* begin, const int6
   return 4 * cells >= params.height * params.width;
 }
 
-// Calls consume(r, place) for each RoI of a piece when its bins are in work->pool.bins.
+// Calls consume(r, place) for each RoI of a piece when its bins are in work->bins.
 // `row_cells`: see PoolChannels.
 template <class T, bool kIndexed, class Consume>
 void pool_piece(const Piece<T>& piece, int64_t row_cells, PoolWorkspace<T>* work,
@@ -99,7 +99,6 @@ void pool_piece(const Piece<T>& piece, int64_t row_cells, PoolWorkspace<T>* work
   constexpr int64_t kChannels = ChannelBlock<A>::kChannels;
   const RoiPoolParams<A>& params = *piece.params;
   const int64_t row_stride = turned_width(params.width) * kChannels;
-  const typename ChannelBlock<A>::Strides strides{piece.cells(), 1};
   const bool turned = piece.turned();
   work->bins.reserve(piece.bins() * kChannels);
   TurnedMap<T>& map = work->map;
@@ -113,7 +112,7 @@ void pool_piece(const Piece<T>& piece, int64_t row_cells, PoolWorkspace<T>* work
     const CellRange x = Channels::cells_of(place.x, params.pooled_width, params.width);
     if (turned && place.image >= 0 && place.image != image) {
       image = place.image;
-      map.reset(input, strides, params.height, params.width, piece.lanes);
+      map.reset(input, params.height, params.width, piece.lanes);
       opened = first_row_of_band(params, place);
       whole = covers_map(params, next, piece.end);
     }
@@ -126,7 +125,7 @@ void pool_piece(const Piece<T>& piece, int64_t row_cells, PoolWorkspace<T>* work
       if (turned) return map.cells() + some.begin * row_stride;
       for (int64_t i = some.begin; i < some.end && columns.begin < columns.end; ++i) {
         ChannelBlock<A>::gather(
-            input + i * params.width + columns.begin, strides, piece.lanes,
+            input + i * params.width + columns.begin, piece.cells(), piece.lanes,
             columns.end - columns.begin,
             some_rows + (i - some.begin) * row_stride + columns.begin * kChannels);
       }
@@ -151,7 +150,7 @@ struct RoiPoolForward {
     const int64_t bins = piece->bins();
     const auto& pooled = work->bins;
     const auto write = [&](int64_t r, const A* found) {
-      ChannelBlock<A>::scatter(found, piece->lanes, bins, out + piece->offset(r, bins), {bins, 1});
+      ChannelBlock<A>::scatter(found, piece->lanes, bins, out + piece->offset(r, bins), bins);
     };
     if (values == nullptr) {
       pool_piece<T, false>(*piece, 0, work,
@@ -183,16 +182,12 @@ struct RoiPoolBackward {
     const RoiPoolParams<A>& params = *piece->params;
     const int64_t bins = piece->bins(), height = params.height, width = params.width;
     const bool turned = piece->turned();
-    using Strides = typename ChannelBlock<A>::Strides;
-    const Strides strides{piece->cells(), 1};
     A* grad = work->results.reserve(bins * kChannels);
     A* cells = turned ? work->sums.reserve(height * turned_width(width) * kChannels) : map;
-    TurnedSums<A> sums(map, strides, height, width, piece->lanes, true, cells);
+    TurnedSums<A> sums(map, height, width, piece->lanes, true, cells);
     // Of a map that is not turned the sums are made in place.
-    const auto at = turned ? Strides{1, kChannels} : strides;
-    for (int64_t c = 0; c < piece->lanes && !turned; ++c) {
-      for (int64_t i = 0; i < piece->cells(); ++i) map[c * at.channel + i * at.cell] = A(0);
-    }
+    const int64_t to_channel = turned ? 1 : piece->cells(), to_cell = turned ? kChannels : 1;
+    if (!turned) std::fill_n(map, piece->lanes * piece->cells(), A(0));
     pool_piece<T, true>(
         *piece, turned ? turned_width(width) : width, work,
         [&](int64_t r, const RoiPoolPlace<A>& place) {
@@ -201,13 +196,13 @@ struct RoiPoolBackward {
             sums.close(first_row_of_band(params, place));
             sums.open(TurnedChannels<A>::cells_of(place.y, params.pooled_height, height).end);
           }
-          ChannelBlock<A>::gather(grad_out + piece->offset(r, bins), {bins, 1}, piece->lanes, bins,
+          ChannelBlock<A>::gather(grad_out + piece->offset(r, bins), bins, piece->lanes, bins,
                                   grad);
           const auto* cell = work->bins.cell;
           for (int64_t bin = 0; bin < bins; ++bin, cell += kChannels) {
             for (int64_t c = 0; c < piece->lanes; ++c) {
               if (cell[c] >= 0)
-                cells[c * at.channel + cell[c] * at.cell] += grad[bin * kChannels + c];
+                cells[c * to_channel + cell[c] * to_cell] += grad[bin * kChannels + c];
             }
           }
         });
