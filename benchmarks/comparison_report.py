@@ -31,10 +31,10 @@ python -m benchmarks.compare_torchvision configs/comparison/bccd_fcos.toml \\
     --data PATH/bccd --library torchvision --seed 0
 ```
 
-All begin with random weights and learn by one schedule a data set, small enough for one core of a
-CPU: small images, a ResNet of ten layers with a pyramid of 64 channels, or a quarter of VGG-16's
-channels (`configs/comparison`). That is not the best that the detectors can do: see
-[bccd](../bccd/README.md).
+All begin with random weights and learn by a schedule that is small enough for one core of a CPU,
+and the same for both libraries: small images, a ResNet of ten layers with a pyramid of 64
+channels, or a quarter of VGG-16's channels (`configs/comparison`). That is not the best that the
+detectors can do: see [bccd](../bccd/README.md).
 
 A run of torchvision and one of pydet with the same seed begin with the same weights and see the
 same images, changed in the same way, in the same order. Optimiser, average of weights and
@@ -93,17 +93,22 @@ def _of(runs: Iterable[dict[str, Any]], key: str) -> list[float]:
 
 
 def _schedules(runs: Iterable[dict[str, Any]]) -> list[str]:
-    """One sentence for each size and schedule in the runs' configs: as a rule all have the same."""
-    found = set()
-    for name in {run["config"] for run in runs}:
-        config = RunConfig.read(CONFIGS / name)
+    """A line for each schedule in the runs' configs, with the detectors that have it."""
+    detectors: dict[str, set[str]] = {}
+    for name, config_name in {(run["detector"], run["config"]) for run in runs}:
+        config = RunConfig.read(CONFIGS / config_name)
         height, width = config.model.options["preprocessing"]["size"]
         learning = config.train
-        found.add(
-            f"Images of {height} x {width} pixels, {learning.epochs} epochs in batches of "
-            f"{learning.batch_size}, highest learning rate {learning.learning_rate:g}."
+        schedule = (
+            f"images of {height} x {width} pixels, {learning.epochs} epochs in batches of "
+            f"{learning.batch_size}, highest learning rate {learning.learning_rate:g}"
         )
-    return sorted(found)
+        detectors.setdefault(schedule, set()).add(name)
+    lines = []
+    for schedule, found in detectors.items():
+        names = ", ".join(title for name, title in _NAMES.items() if name in found)
+        lines.append(f"- {names}: {schedule}.")
+    return sorted(lines)
 
 
 def _section(data: str, runs: list[dict[str, Any]]) -> list[str]:
