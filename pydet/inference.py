@@ -53,7 +53,7 @@ def detect(
         DatasetError: a file is not an image that can be read; `detect_files` goes on instead.
         ValueError: `batch_size` is not positive.
     """
-    device = _prepare(model, device, batch_size)
+    device = _prepare("detect", model, device, batch_size)
     detections: list[Detection] = []
     for start in range(0, len(images), batch_size):
         batch = [
@@ -100,7 +100,7 @@ def detect_files(
     Yields:
         One `FileDetection` a path, in their order.
     """
-    device = _prepare(model, device, batch_size)
+    device = _prepare("detect_files", model, device, batch_size)
     for start in range(0, len(paths), batch_size):
         files = []
         for path in map(Path, paths[start : start + batch_size]):
@@ -138,9 +138,11 @@ def find_images(
     return found
 
 
-def _prepare(model: Detector, device: torch.device | str | None, batch_size: int) -> torch.device:
+def _prepare(
+    caller: str, model: Detector, device: torch.device | str | None, batch_size: int
+) -> torch.device:
     if batch_size < 1:
-        raise ValueError(f"detect: batch_size must be at least 1, got {batch_size}")
+        raise ValueError(f"{caller}: batch_size must be at least 1, got {batch_size}")
     if device is not None:
         model.to(device)
     model.eval()
@@ -214,7 +216,7 @@ def collect_results(
     Returns:
         Results in COCO format, with the data set's own image and category ids.
     """
-    device = _prepare(model, device, batch_size)
+    device = _prepare("collect_results", model, device, batch_size)
     indices = range(rank, len(dataset), world_size)
     loader: DataLoader[Any] = DataLoader(
         _Images(dataset, indices, model.preprocessing.resize_sample),

@@ -191,7 +191,7 @@ def test_gradient(features, rois, output_size, channels_last, deterministic):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_both_layouts_give_the_same_bits(dtype, device):
-    """Whole vectors of channels and what is left of them; twice differentiated."""
+    """Whole vectors of channels and what is left of them; small integers are added up exactly."""
     generator = torch.Generator().manual_seed(0)
     corners = torch.rand(40, 2, generator=generator) * 60
     sides = torch.rand(40, 2, generator=generator) * 50
@@ -199,17 +199,14 @@ def test_both_layouts_give_the_same_bits(dtype, device):
     boxes = torch.cat([images, corners, corners + sides], 1).to(device)
     for channels in (1, 8, 16, 27, 40):
         features = feature_map(0, 2, channels, 15, 20).to(device, dtype)
-        grad_out = torch.rand(40, channels, 3, 4, generator=generator).to(device, dtype)
+        grad_out = torch.randint(-3, 4, (40, channels, 3, 4), generator=generator)
+        grad_out = grad_out.to(device, dtype)
         found = []
         for layout in (torch.contiguous_format, torch.channels_last):
             leaf = features.contiguous(memory_format=layout).requires_grad_()
             grads = grad_out.clone().requires_grad_()
             pooled = ops.roi_pool(leaf, boxes, (3, 4), 0.25)
-            torch.use_deterministic_algorithms(True)
-            try:
-                (grad,) = torch.autograd.grad(pooled, leaf, grads, create_graph=True)
-            finally:
-                torch.use_deterministic_algorithms(False)
+            (grad,) = torch.autograd.grad(pooled, leaf, grads, create_graph=True)
             (again,) = torch.autograd.grad(grad.square().sum(), grads)
             found.append((pooled, grad, again))
         for planar, interleaved in zip(*found, strict=True):
