@@ -17,6 +17,7 @@ from pydet.training._toml import parse_value
 from pydet.training.alternating import train_alternating
 from pydet.training.checkpoint import LAST, load_checkpoint, seed_everything
 from pydet.training.config import DataConfig, RunConfig, TrainConfig
+from pydet.training.devices import leave_processes
 from pydet.training.loop import train
 
 
@@ -173,6 +174,7 @@ def _train(args: argparse.Namespace, config: RunConfig) -> int:
         tensorboard=not args.no_tensorboard,
         progress=not args.no_progress,
     )
+    leave_processes()
     if not first:
         return 128 + result.signal if result.signal else 0
     if result.invalid_boxes:

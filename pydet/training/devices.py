@@ -82,6 +82,12 @@ def default_workers(config: TrainConfig, device: torch.device) -> int:
     return max(1, min(8, cores - 1)) if device.type == "cuda" else int(cores > 2)
 
 
+def leave_processes() -> None:
+    """End the exchange with other processes: its threads may abort a process that exits."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def gather(fabric: Fabric, value: _T) -> list[_T]:
     """The values of all processes, by rank; any that can be pickled."""
     if fabric.world_size == 1:
