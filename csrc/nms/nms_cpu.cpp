@@ -62,8 +62,9 @@ constexpr int64_t kMostByPairs = 256;
 
 template <class A>
 struct SuppressByPairs {
-  static void run(const Group<A>* group, const SuppressionRule<A>* rule, Leaf<A>* leaves) {
+  static void run(const Group<A>* group, const SuppressionRule<A>* rule) {
     const int64_t num_leaves = (group->count + kBoundsLanes - 1) / kBoundsLanes;
+    Leaf<A> leaves[kMostByPairs / kBoundsLanes];
     uint32_t undecided[kMostByPairs / kBoundsLanes];
     for (int64_t number = 0; number < num_leaves; ++number) {
       const int64_t begin = number * kBoundsLanes, left = group->count - begin;
@@ -165,8 +166,7 @@ void suppress_group(int64_t begin, const Group<acc_t<T>>& group,
   using A = acc_t<T>;
   // Without vectors the sets of bits are quicker for few boxes, too.
   if (group.count <= kMostByPairs && active_isa() != Isa::kPortable) {
-    Leaf<A> leaves[kMostByPairs / kBoundsLanes];
-    run_on_best_isa<SuppressByPairs<A>>(&group, &rule, leaves);
+    run_on_best_isa<SuppressByPairs<A>>(&group, &rule);
   } else if (group.count <= kMostByBits) {
     run_on_best_isa<SuppressByBits<A>>(&group, &rule, &plane, &w.bits[worker]);
   } else {
