@@ -7,7 +7,9 @@ import math
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import pydet
 from pydet.models import Detector
@@ -242,6 +244,42 @@ def test_step_never_asks_for_values(model):
     with _Syncs() as watch:  # the test of the test
         torch.ones(2)[torch.tensor([True, False])].sum().item()
     assert len(watch.found) == 2
+
+
+class _Copies(TorchDispatchMode):
+    """Collects the calls that move values to another device and wait until that is done."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        tensors = [x for x in tree_leaves((args, kwargs, result)) if isinstance(x, torch.Tensor)]
+        # A number on the host may meet a tensor on the device: it travels with the kernel's launch.
+        devices = {x.device.type for x in tensors if x.dim() > 0}
+        if len(devices) > 1 and not kwargs.get("non_blocking"):
+            self.found.append(str(func))
+        return result
+
+
+def test_step_without_values_never_waits_for_a_gpu(model):
+    # Tensors of a GPU that is not there: they have shapes only, whoever asks for values fails.
+    batch, packed = model.preprocessing.batch(images(), targets())
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        with torch.device("cuda"):
+            gpu = build(model.name)
+        batch, packed = batch.to("cuda"), packed.to("cuda")
+        with _Copies() as watch:
+            losses = gpu(batch, packed)
+        assert watch.found == []
+        assert {loss.device.type for loss in losses.values()} == {"cuda"}
+        with _Copies() as watch:  # the test of the test
+            torch.ones(2).to("cuda").cpu()
+        assert len(watch.found) == 2
+        with pytest.raises(torch._subclasses.fake_tensor.DataDependentOutputException):
+            losses.popitem()[1].item()
 
 
 @needs_cuda
