@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where the time of a network's call goes: its layers, or the work around them."""
 
+import gc
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -59,6 +60,7 @@ def profile_call(call: Callable[[], Any], device: torch.device) -> dict[str, Any
     the operators.
     """
     on_gpu = device.type == "cuda"
+    gc.collect()  # else the call may pay for what was done before
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu
     if on_gpu:
         torch.cuda.synchronize(device)

@@ -23,35 +23,37 @@ struct ChannelBlock {
   using Vectors = Lanes<A, kBytes>;
   static constexpr int64_t kChannels = Vectors::kCount;
 
-  // to[i * kChannels + c] = planes[c * stride + i] for i < count and c < lanes; the other channels
-  // are 0.
+  // to[i * cell + c] = planes[c * stride + i] for i < count and c < lanes; the other channels are
+  // 0.
   template <class T>
-  static void gather(const T* planes, int64_t stride, int64_t lanes, int64_t count, A* to) {
+  static void gather(const T* planes, int64_t stride, int64_t lanes, int64_t count, A* to,
+                     int64_t cell = kChannels) {
     if (lanes == kChannels && count >= kChannels) {
       for (int64_t i = 0; i < count; i += kChannels) {
         const int64_t at = std::min(i, count - kChannels);  // the last one ends with the row
-        Vectors::transpose(planes + at, stride, to + at * kChannels, kChannels);
+        Vectors::transpose(planes + at, stride, to + at * cell, cell);
       }
       return;
     }
     for (int64_t i = 0; i < count; ++i) {
       for (int64_t c = 0; c < kChannels; ++c)
-        to[i * kChannels + c] = c < lanes ? load(planes + c * stride + i) : A(0);
+        to[i * cell + c] = c < lanes ? load(planes + c * stride + i) : A(0);
     }
   }
 
-  // planes[c * stride + i] = from[i * kChannels + c] for i < count and c < lanes.
+  // planes[c * stride + i] = from[i * cell + c] for i < count and c < lanes.
   template <class T>
-  static void scatter(const A* from, int64_t lanes, int64_t count, T* planes, int64_t stride) {
+  static void scatter(const A* from, int64_t lanes, int64_t count, T* planes, int64_t stride,
+                      int64_t cell = kChannels) {
     if (lanes == kChannels && count >= kChannels) {
       for (int64_t i = 0; i < count; i += kChannels) {
         const int64_t at = std::min(i, count - kChannels);
-        Vectors::transpose(from + at * kChannels, kChannels, planes + at, stride);
+        Vectors::transpose(from + at * cell, cell, planes + at, stride);
       }
       return;
     }
     for (int64_t c = 0; c < lanes; ++c) {
-      for (int64_t i = 0; i < count; ++i) store(planes + c * stride + i, from[i * kChannels + c]);
+      for (int64_t i = 0; i < count; ++i) store(planes + c * stride + i, from[i * cell + c]);
     }
   }
 };

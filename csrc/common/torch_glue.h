@@ -157,6 +157,15 @@ inline void check_launch(const char* op, const char* error) {
   TORCH_CHECK(error == nullptr, op, ": the CUDA kernel could not be launched: ", error);
 }
 
+// Whether dispatch_device takes on_cpu() for it.
+inline bool runs_on_cpu([[maybe_unused]] const at::Tensor& tensor) {
+#if defined(PYDET_EMULATED)
+  return false;
+#else
+  return tensor.is_cpu();
+#endif
+}
+
 // Runs on_cpu() or on_cuda(stream) for the device of `tensor`, with that device current. A launcher
 // returns the text of its error or nullptr.
 template <class OnCpu, class OnCuda>
@@ -167,7 +176,7 @@ void dispatch_device(const char* op, const at::Tensor& tensor, [[maybe_unused]] 
   check_launch(op, on_cuda(nullptr));
   return;
 #endif
-  if (tensor.is_cpu()) {
+  if (runs_on_cpu(tensor)) {
     on_cpu();
     return;
   }

@@ -11,9 +11,10 @@
 // derivative along the tangent where tangent_y, tangent_x say so: second derivatives are made so.
 //
 // Feature maps are [B, C, H, W] or, with channels_last, [B, H, W, C], and so are out and the
-// gradients; rois are [R, 5] (image, x1, y1, x2, y2). A RoI without an image, without a level or
-// with a corner that is not finite gives zeros. Gradients are made in float (double for double). T
-// is float, double, Half or BFloat16.
+// gradients; with planar_out, too, out and its gradient are [R, C, h, w]. rois are [R, 5] (image,
+// x1, y1, x2, y2). A RoI without an image, without a level or with a corner that is not finite
+// gives zeros. Gradients are made in float (double for double). T is float, double, Half or
+// BFloat16.
 #pragma once
 
 #include <cstdint>
@@ -31,6 +32,7 @@ struct RoiAlignParams {
   int64_t batch, channels, num_rois, pooled_height, pooled_width;
   int64_t sampling_ratio;  // samples a bin along each axis; not positive: one a cell
   bool aligned, channels_last;
+  bool planar_out;  // with channels_last; the CPU's kernels alone know it
   bool tangent_y, tangent_x;
   const A* rois;      // [R, 5]
   const A* tangents;  // [R, 4] or nullptr

@@ -77,25 +77,50 @@ template <class T>
 struct AlignInterleavedBackward {
   using A = acc_t<T>;
 
-  // One RoI, `count` of its channels: at most kChannels.
+  struct Workspace {
+    Scratch<A> spread, grad;
+  };
+
+  // One RoI, `count` of its channels: at most kChannels. grad_out begins at the first of them and
+  // is [C, h, w] where `gathered` has room for the bins of kChannels channels, else [h, w, C].
   static void run(const PlannedRoi<A>* roi, int64_t pooled_height, int64_t pooled_width,
-                  int64_t width, int64_t channels, int64_t count, const T* grad_out, A* spread,
-                  A* map) {
+                  int64_t width, int64_t channels, int64_t count, const T* grad_out, A* gathered,
+                  A* spread, A* map) {
+    if (gathered == nullptr) {
+      add(*roi, pooled_height, pooled_width, width, channels, count, grad_out, channels, spread,
+          map);
+      return;
+    }
+    using Block = ChannelBlock<A>;
+    const int64_t bins = pooled_height * pooled_width;
+    for (int64_t c = 0; c < count; c += Block::kChannels)
+      Block::gather(grad_out + c * bins, bins, std::min(Block::kChannels, count - c), bins,
+                    gathered + c, kChannels);
+    add(*roi, pooled_height, pooled_width, width, channels, count, gathered, kChannels, spread,
+        map);
+  }
+
+ private:
+  // The gradient's bins are `stride` elements apart.
+  template <class Grad>
+  static void add(const PlannedRoi<A>& roi, int64_t pooled_height, int64_t pooled_width,
+                  int64_t width, int64_t channels, int64_t count, const Grad* grad_out,
+                  int64_t stride, A* spread, A* map) {
     using Spread = SpreadChannels<A>;
     using Vector = typename Lanes<A>::Vector;
     constexpr int64_t kLanes = Lanes<A>::kCount;
     const typename Spread::Strides strides{width * channels, channels};
     if (count == kChannels) {
-      Spread::template add<Vector, kChannels / kLanes>(*roi, pooled_height, pooled_width, grad_out,
-                                                       channels, strides, spread, map);
+      Spread::template add<Vector, kChannels / kLanes>(roi, pooled_height, pooled_width, grad_out,
+                                                       stride, strides, spread, map);
       return;
     }
     int64_t c = 0;
     for (; c + kLanes <= count; c += kLanes)
-      Spread::template add<Vector, 1>(*roi, pooled_height, pooled_width, grad_out + c, channels,
+      Spread::template add<Vector, 1>(roi, pooled_height, pooled_width, grad_out + c, stride,
                                       strides, spread, map + c);
     for (; c < count; ++c)
-      Spread::template add<A, 1>(*roi, pooled_height, pooled_width, grad_out + c, channels, strides,
+      Spread::template add<A, 1>(roi, pooled_height, pooled_width, grad_out + c, stride, strides,
                                  spread, map + c);
   }
 };
@@ -215,18 +240,20 @@ void add_to_planes(const RoiAlignParams<acc_t<T>>& params, const RoiPlan<acc_t<T
 
 template <class T>
 void add_to_interleaved(const RoiAlignParams<acc_t<T>>& params, const RoiPlan<acc_t<T>>& plan,
-                        const Target& target, const T* grad_out, Scratch<acc_t<T>>& work,
-                        acc_t<T>* map) {
+                        const Target& target, const T* grad_out,
+                        typename AlignInterleavedBackward<T>::Workspace& work, acc_t<T>* map) {
   const auto& level = params.levels[target.level];
   const int64_t bins = params.pooled_height * params.pooled_width;
   for (int64_t i = 0; i < level.height * level.width && target.clear; ++i)
     std::fill_n(map + i * params.channels, target.count, acc_t<T>(0));
-  acc_t<T>* spread = work.reserve(plan.most_columns() * kChannels);
+  acc_t<T>* spread = work.spread.reserve(plan.most_columns() * kChannels);
+  acc_t<T>* gathered = params.planar_out ? work.grad.reserve(bins * kChannels) : nullptr;
+  grad_out += params.planar_out ? target.c * bins : target.c;
   for (int64_t i = plan.first_of(target.level, target.image, params.batch);
        i < plan.last_of(target.level, target.image, params.batch); ++i) {
     run_on_best_isa<AlignInterleavedBackward<T>>(
         &plan[i], params.pooled_height, params.pooled_width, level.width, params.channels,
-        target.count, grad_out + plan[i].index * bins * params.channels + target.c, spread, map);
+        target.count, grad_out + plan[i].index * bins * params.channels, gathered, spread, map);
   }
 }
 
@@ -235,7 +262,10 @@ void add_to_interleaved(const RoiAlignParams<acc_t<T>>& params, const RoiPlan<ac
 template <class T>
 void roi_align_backward(const RoiAlignParams<acc_t<T>>& params, const T* grad_out,
                         const RoiLevelData<acc_t<T>>& grad_features) {
-  using Workspace = typename AlignTurnedBackward<T>::Workspace;
+  struct Workspace {
+    typename AlignTurnedBackward<T>::Workspace turned;
+    typename AlignInterleavedBackward<T>::Workspace interleaved;
+  };
   const int64_t block = params.channels_last ? kChannels : ChannelBlock<acc_t<T>>::kChannels;
   const int64_t blocks = (params.channels + block - 1) / block;
   // At least once: without RoIs the gradient is 0.
@@ -253,9 +283,9 @@ void roi_align_backward(const RoiAlignParams<acc_t<T>>& params, const T* grad_ou
               params.levels[target.level].height * params.levels[target.level].width;
           acc_t<T>* map = grad_features.data[target.level] + target.image * params.channels * cells;
           if (params.channels_last) {
-            add_to_interleaved(params, plan, target, grad_out, work.spread, map + c);
+            add_to_interleaved(params, plan, target, grad_out, work.interleaved, map + c);
           } else {
-            add_to_planes(params, plan, target, grad_out, work, map + c * cells);
+            add_to_planes(params, plan, target, grad_out, work.turned, map + c * cells);
           }
         });
     begin += kPlannedRois;
@@ -273,11 +303,11 @@ void roi_align_boxes_backward(const RoiAlignParams<acc_t<T>>& params, const T* g
     if (roi.image < 0) return;
     const auto& level = params.levels[roi.level];
     const int64_t cells = level.height * level.width, channels = params.channels;
-    const typename AlignBoxesBackward<T>::Strides strides =
-        params.channels_last
-            ? typename AlignBoxesBackward<T>::Strides{1, channels, level.width * channels, 1,
-                                                      channels}
-            : typename AlignBoxesBackward<T>::Strides{cells, 1, level.width, bins, 1};
+    typename AlignBoxesBackward<T>::Strides strides{cells, 1, level.width, bins, 1};
+    if (params.channels_last) {
+      strides = {1, channels, level.width * channels, 1, channels};
+      if (params.planar_out) strides.grad_channel = bins, strides.grad_bin = 1;
+    }
     run_on_best_isa<AlignBoxesBackward<T>>(&roi, params.pooled_height, params.pooled_width,
                                            channels, strides,
                                            features.data[roi.level] + roi.image * channels * cells,

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 #include "common/channel_block.h"
@@ -94,24 +95,45 @@ struct AlignInterleaved {
   static constexpr int kVectors = 8;
   static constexpr int64_t kMost = kVectors * Lanes<A, 64>::kCount;  // channels at a time, at most
 
+  struct Workspace {
+    Scratch<A> sums, bins;
+  };
+
   template <int kBytes>
   struct Kernel {
+    using Channels = AlignChannels<A, kBytes>;
+
+    // One RoI. For out [C, h, w], `bins` has room for those of kMost channels; else it is null.
     static void run(const PlannedRoi<A>* roi, int64_t pooled_height, int64_t pooled_width,
-                    int64_t width, int64_t channels, const T* map, A* sums, T* out) {
-      using Channels = AlignChannels<A, kBytes>;
+                    int64_t width, int64_t channels, const T* map, A* sums, A* bins, T* out) {
       using Vector = typename Channels::Vectors::Vector;
       constexpr int64_t kLanes = Channels::Vectors::kCount;
       const typename Channels::Strides strides{width * channels, channels};
+      const int64_t count = pooled_height * pooled_width;
       int64_t c = 0;
-      for (; c + kVectors * kLanes <= channels; c += kVectors * kLanes)
-        Channels::template align<Vector, kVectors>(*roi, pooled_height, pooled_width, strides,
-                                                   map + c, sums, out + c, channels);
-      for (; c + kLanes <= channels; c += kLanes)
-        Channels::template align<Vector, 1>(*roi, pooled_height, pooled_width, strides, map + c,
-                                            sums, out + c, channels);
-      for (; c < channels; ++c)
-        Channels::template align<A, 1>(*roi, pooled_height, pooled_width, strides, map + c, sums,
-                                       out + c, channels);
+      const auto align = [&](auto vector, auto vectors) {
+        constexpr int kVectors = decltype(vectors)::value;
+        constexpr int64_t kCell = kVectors * (sizeof(vector) / sizeof(A));
+        const auto align_to = [&](auto* to, int64_t stride) {
+          Channels::template align<decltype(vector), kVectors>(*roi, pooled_height, pooled_width,
+                                                               strides, map + c, sums, to, stride);
+        };
+        if (bins == nullptr) {
+          align_to(out + c, channels);
+        } else if constexpr (kCell == 1) {
+          align_to(out + c * count, 1);
+        } else {
+          align_to(bins, kCell);
+          for (int64_t v = 0; v < kCell; v += kLanes)
+            ChannelBlock<A, kBytes>::scatter(bins + v, kLanes, count, out + (c + v) * count, count,
+                                             kCell);
+        }
+        c += kCell;
+      };
+      while (c + kVectors * kLanes <= channels)
+        align(Vector{}, std::integral_constant<int, kVectors>{});
+      while (c + kLanes <= channels) align(Vector{}, std::integral_constant<int, 1>{});
+      while (c < channels) align(A{}, std::integral_constant<int, 1>{});
     }
   };
 };
@@ -215,11 +237,14 @@ template <class T>
 void align_interleaved(const RoiAlignParams<acc_t<T>>& params, const RoiPlan<acc_t<T>>& plan,
                        const RoiLevelData<const T>& features, T* out) {
   using A = acc_t<T>;
-  const int64_t size = params.pooled_height * params.pooled_width * params.channels;
-  const int64_t columns = AlignInterleaved<T>::kMost * plan.most_columns();
+  using Workspace = typename AlignInterleaved<T>::Workspace;
+  const int64_t bins = params.pooled_height * params.pooled_width;
+  const int64_t size = bins * params.channels;
   const int64_t tasks = (plan.size() + kInterleavedRois - 1) / kInterleavedRois;
-  parallel_tasks<Scratch<A>>(threads_of(params), tasks, [&](Scratch<A>& sums, int64_t task) {
+  parallel_tasks<Workspace>(threads_of(params), tasks, [&](Workspace& work, int64_t task) {
     const int64_t first = task * kInterleavedRois;
+    A* sums = work.sums.reserve(AlignInterleaved<T>::kMost * plan.most_columns());
+    A* found = params.planar_out ? work.bins.reserve(AlignInterleaved<T>::kMost * bins) : nullptr;
     for (int64_t i = first; i < std::min(first + kInterleavedRois, plan.size()); ++i) {
       const PlannedRoi<A>& roi = plan[i];
       if (roi.image < 0) {
@@ -229,8 +254,8 @@ void align_interleaved(const RoiAlignParams<acc_t<T>>& params, const RoiPlan<acc
       const auto& level = params.levels[roi.level];
       run_on_widest<AlignInterleaved<T>::template Kernel>(
           &roi, params.pooled_height, params.pooled_width, level.width, params.channels,
-          features.data[roi.level] + roi.image * level.height * level.width * params.channels,
-          sums.reserve(columns), out + roi.index * size);
+          features.data[roi.level] + roi.image * level.height * level.width * params.channels, sums,
+          found, out + roi.index * size);
     }
   });
 }

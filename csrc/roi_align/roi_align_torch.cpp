@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <cmath>
+#include <optional>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -21,6 +22,17 @@ struct Settings {
   int64_t pooled_height, pooled_width, sampling_ratio;
   bool aligned;
   double canonical_scale, canonical_level;
+};
+
+// How maps lie, and results and their gradients.
+struct Layout {
+  bool maps_last, out_last;
+
+  // Whether kernels take results as planes though maps are not: those of a CPU can. For the others
+  // results lie as the maps do.
+  bool planar_out(const at::Tensor& tensor) const {
+    return maps_last && !out_last && runs_on_cpu(tensor);
+  }
 };
 
 // The least side, in units of the canonical scale, of the boxes of level k: equation 1 of the paper
@@ -75,7 +87,7 @@ void check_sizes(const char* op, const std::vector<int64_t>& sizes, const at::Te
 
 template <class A>
 RoiAlignParams<A> make_params(const std::vector<int64_t>& sizes, const at::Tensor& rois,
-                              bool channels_last, const Settings& s) {
+                              const Layout& layout, const Settings& s) {
   RoiAlignParams<A> params{};
   params.batch = sizes[0];
   params.channels = sizes[1];
@@ -84,7 +96,8 @@ RoiAlignParams<A> make_params(const std::vector<int64_t>& sizes, const at::Tenso
   params.pooled_width = s.pooled_width;
   params.sampling_ratio = s.sampling_ratio;
   params.aligned = s.aligned;
-  params.channels_last = channels_last;
+  params.channels_last = layout.maps_last;
+  params.planar_out = layout.planar_out(rois);
   params.rois = input<A>(rois);
   params.num_levels = static_cast<int>(s.spatial_scales.size());
   params.canonical_scale = static_cast<A>(s.canonical_scale);
@@ -133,21 +146,23 @@ void check_device(const char* op, const at::Tensor& boxes, const at::Tensor& oth
                     "the feature maps (", other.device(), "), got ", boxes.device());
 }
 
-// features L x [B, C, Hl, Wl], boxes [R, 5] -> [R, C, h, w]
+// features L x [B, C, Hl, Wl], boxes [R, 5] -> [R, C, h, w], laid out as the maps unless it is said
 at::Tensor align(const char* op, const Tensors& features, const at::Tensor& boxes,
-                 const Settings& s, const Tangents& tangents = {}) {
+                 const Settings& s, std::optional<bool> channels_last = {},
+                 const Tangents& tangents = {}) {
   const std::vector<int64_t> sizes = sizes_of(op, features);
   check_sizes(op, sizes, boxes, s);
   check_device(op, boxes, features[0]);
-  const bool channels_last = prefers_channels_last(features[0]);
+  const bool maps_last = prefers_channels_last(features[0]);
+  const Layout layout{maps_last, channels_last.value_or(maps_last)};
   Tensors maps;
-  for (const at::Tensor& map : features) maps.push_back(laid_out(map, channels_last));
+  for (const at::Tensor& map : features) maps.push_back(laid_out(map, maps_last));
   at::Tensor out = empty_map({boxes.size(0), sizes[1], s.pooled_height, s.pooled_width},
-                             channels_last, features[0].options());
+                             maps_last && !layout.planar_out(boxes), features[0].options());
   dispatch_floating(out.scalar_type(), op, [&](auto element) {
     using T = decltype(element);
     const at::Tensor rois = rois_for<T>(boxes);
-    auto params = make_params<acc_t<T>>(sizes, rois, channels_last, s);
+    auto params = make_params<acc_t<T>>(sizes, rois, layout, s);
     tangents.put(params);
     dispatch_device(
         op, out, [&] { cpu::roi_align<T>(params, inputs<T>(maps), output<T>(out)); },
@@ -155,27 +170,28 @@ at::Tensor align(const char* op, const Tensors& features, const at::Tensor& boxe
           return cuda::roi_align<T>(params, inputs<T>(maps), output<T>(out), stream);
         });
   });
-  return out;
+  return laid_out(out, layout.out_last);
 }
 
 // grad [R, C, h, w] -> the gradients of feature maps of the given sizes
 Tensors align_backward(const char* op, const at::Tensor& grad, const at::Tensor& boxes,
-                       const std::vector<int64_t>& sizes, bool channels_last, const Settings& s,
+                       const std::vector<int64_t>& sizes, bool maps_last, const Settings& s,
                        const Tangents& tangents = {}) {
   check_sizes(op, sizes, boxes, s);
   check_grad(op, grad, boxes, sizes, s);
   check_device(op, boxes, grad);
-  const at::Tensor grad_out = laid_out(grad, channels_last);
+  const Layout layout{maps_last, maps_last && !grad.is_contiguous()};
+  const at::Tensor grad_out = laid_out(grad, maps_last && !layout.planar_out(grad));
   Tensors grads;
   dispatch_floating(grad.scalar_type(), op, [&](auto element) {
     using T = decltype(element);
     const at::Tensor rois = rois_for<T>(boxes);
-    auto params = make_params<acc_t<T>>(sizes, rois, channels_last, s);
+    auto params = make_params<acc_t<T>>(sizes, rois, layout, s);
     tangents.put(params);
     RoiLevelData<acc_t<T>> data{};
     for (size_t i = 0; i < sizes.size() / 4; ++i) {
       const int64_t* size = sizes.data() + 4 * i;
-      grads.push_back(empty_map({size[0], size[1], size[2], size[3]}, channels_last,
+      grads.push_back(empty_map({size[0], size[1], size[2], size[3]}, maps_last,
                                 grad.options().dtype(rois.scalar_type())));
       data.data[i] = output<acc_t<T>>(grads.back());
     }
@@ -199,15 +215,16 @@ at::Tensor align_boxes_backward(const char* op, const at::Tensor& grad, const Te
   check_grad(op, grad, boxes, sizes, s);
   check_alike(op, "grad", grad, "the feature maps", features[0]);
   check_device(op, boxes, grad);
-  const bool channels_last = prefers_channels_last(features[0]);
+  const bool maps_last = prefers_channels_last(features[0]);
+  const Layout layout{maps_last, maps_last && !grad.is_contiguous()};
   Tensors maps;
-  for (const at::Tensor& map : features) maps.push_back(laid_out(map, channels_last));
-  const at::Tensor grad_out = laid_out(grad, channels_last);
+  for (const at::Tensor& map : features) maps.push_back(laid_out(map, maps_last));
+  const at::Tensor grad_out = laid_out(grad, maps_last && !layout.planar_out(grad));
   at::Tensor grad_rois;
   dispatch_floating(grad.scalar_type(), op, [&](auto element) {
     using T = decltype(element);
     const at::Tensor rois = rois_for<T>(boxes);
-    auto params = make_params<acc_t<T>>(sizes, rois, channels_last, s);
+    auto params = make_params<acc_t<T>>(sizes, rois, layout, s);
     tangents.put(params);
     grad_rois = at::empty(rois.sizes(), rois.options());
     dispatch_device(
@@ -239,12 +256,12 @@ std::tuple<at::Tensor, Tensors, at::Tensor> align_second(const at::Tensor& tange
   const std::vector<int64_t> sizes = sizes_of(op, features);
   const auto dtype = grad.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const at::Tensor along = tangent.narrow(1, 1, 4).to(dtype).contiguous();
-  const bool channels_last = prefers_channels_last(features[0]);
+  const bool maps_last = prefers_channels_last(features[0]);
   const Tangents y{along, true, false}, x{along, false, true}, both{along, true, true};
-  at::Tensor grad_grad = align(op, features, boxes, s, y);
-  grad_grad.add_(align(op, features, boxes, s, x));
-  Tensors grads = align_backward(op, grad, boxes, sizes, channels_last, s, y);
-  const Tensors more = align_backward(op, grad, boxes, sizes, channels_last, s, x);
+  at::Tensor grad_grad = align(op, features, boxes, s, maps_last, y);
+  grad_grad.add_(align(op, features, boxes, s, maps_last, x));
+  Tensors grads = align_backward(op, grad, boxes, sizes, maps_last, s, y);
+  const Tensors more = align_backward(op, grad, boxes, sizes, maps_last, s, x);
   for (size_t i = 0; i < grads.size(); ++i) grads[i].add_(more[i]);
   return {grad_grad, grads, align_boxes_backward(op, grad, features, boxes, s, both)};
 }
@@ -258,10 +275,11 @@ void bind_roi_align(pybind11::module_& m) {
       "roi_align",
       [](const Tensors& features, const at::Tensor& boxes, Scales scales, int64_t height,
          int64_t width, int64_t sampling_ratio, bool aligned, double canonical_scale,
-         double canonical_level) {
+         double canonical_level, std::optional<bool> channels_last) {
         return align("roi_align", features, boxes,
                      {std::move(scales), height, width, sampling_ratio, aligned, canonical_scale,
-                      canonical_level});
+                      canonical_level},
+                     channels_last);
       },
       unlocked);
   m.def(

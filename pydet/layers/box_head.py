@@ -96,6 +96,7 @@ def pool_regions(
     size: int,
     sampling_ratio: int,
     aligned: bool,
+    memory_format: torch.memory_format | None = None,
 ) -> Tensor:
     """Features [R, C, size, size] of regions [B, P, 4], image after image.
 
@@ -108,6 +109,7 @@ def pool_regions(
         size: Bins a side.
         sampling_ratio: Of the alignment.
         aligned: Likewise.
+        memory_format: Of the result of an alignment; by default that of the maps.
     """
     batch, count = boxes.shape[:2]
     images = torch.arange(batch, device=boxes.device).to(boxes.dtype)
@@ -116,7 +118,18 @@ def pool_regions(
     scales = [2.0**-level for level in levels[: len(features)]]
     if pooling == "pool":
         return roi_pool(features[0], rois, size, scales[0])
-    return multiscale_roi_align(features, rois, size, scales, sampling_ratio, aligned)
+    return multiscale_roi_align(
+        features, rois, size, scales, sampling_ratio, aligned, memory_format=memory_format
+    )
+
+
+def mean_of_map(maps: Tensor) -> Tensor:
+    """[R, C] of [R, C, H, W].
+
+    The gradient of a sum is a view, and that of a mean a tensor of the size of the maps.
+    """
+    total = maps.sum((2, 3), dtype=torch.promote_types(maps.dtype, torch.float32))
+    return (total / (maps.shape[2] * maps.shape[3])).to(maps.dtype)
 
 
 class RegionTargets(NamedTuple):

@@ -98,7 +98,7 @@ class FPN(nn.Module):
             lateral = self.lateral[str(level)](features[level])
             if merged is not None:
                 # To the size of the finer map, which need not be twice that of the coarser.
-                lateral = lateral + F.interpolate(merged, lateral.shape[-2:], mode="nearest")
+                lateral += F.interpolate(merged, lateral.shape[-2:], mode="nearest")
             merged = lateral
             if level in self.levels:
                 maps.insert(0, self.output[str(level)](merged))

@@ -34,6 +34,7 @@ from pydet.layers.box_head import (
     BoxPredictor,
     box_losses,
     detect_in_regions,
+    mean_of_map,
     pool_regions,
     sample_regions,
 )
@@ -290,6 +291,8 @@ class FasterRCNN(Detector):
     def _regions(self, features: list[Tensor], boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [B, P, K + 1] and deltas [B, P, K, 4] of regions [B, P, 4]."""
         config = self.config
+        # A head that flattens its regions would copy those that are in channels_last.
+        flat = config.trunk == "fpn" and not config.box_convs
         x = pool_regions(
             features,
             boxes,
@@ -298,12 +301,13 @@ class FasterRCNN(Detector):
             size=config.pool_size,
             sampling_ratio=config.sampling_ratio,
             aligned=config.aligned,
+            memory_format=torch.contiguous_format if flat else None,
         )
         if self.box_features is not None:
             x = self.box_features(x)
         else:
             assert isinstance(self.backbone, ResNet)
-            x = self.backbone.get_submodule("layer4")(x).mean((2, 3))
+            x = mean_of_map(self.backbone.get_submodule("layer4")(x))
         cls_logits, box_deltas = self.box_head(x)
         shape = boxes.shape[:2]
         return cls_logits.unflatten(0, shape), box_deltas.unflatten(0, shape)

@@ -144,6 +144,7 @@ def roi_align(
     aligned: bool,
     canonical_scale: float,
     canonical_level: float,
+    _channels_last: bool | None,
 ) -> Any:
     regions = _regions(features[0], boxes)
     op, number = regions.op, regions.number

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pydet.ops._checks import (
@@ -90,7 +91,9 @@ def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> N
 def _backward_backward(ctx: Any, tangents: list[Tensor]) -> tuple[Any, ...]:
     """The gradient of the maps is linear in grad: its derivative is the forward pass itself."""
     grad, boxes = ctx.saved_tensors
-    grad_grad = _roi_align(tangents, boxes, *ctx.settings) if ctx.needs_input_grad[0] else None
+    grad_grad = None
+    if ctx.needs_input_grad[0]:
+        grad_grad = _roi_align(tangents, boxes, *ctx.settings, None)
     grad_boxes = None
     if ctx.needs_input_grad[1]:
         grad_boxes = _roi_align_boxes_backward(grad, tangents, boxes, *ctx.settings)
@@ -112,13 +115,13 @@ _roi_align_backward = define(
 def _fake(
     features: list[Tensor], boxes: Tensor, scales: Any, height: int, width: int, *settings: Any
 ) -> Tensor:
-    first = features[0]
+    first, last = features[0], settings[-1]
     shape = (boxes.shape[0], first.shape[1], height, width)
-    return empty_map(first, shape, is_channels_last(first))
+    return empty_map(first, shape, is_channels_last(first) if last is None else last)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    features, boxes, *ctx.settings = inputs
+    features, boxes, *ctx.settings, _ = inputs
     ctx.sizes = [size for feature_map in features for size in feature_map.shape]
     ctx.channels_last = is_channels_last(features[0])
     # The gradient of the maps needs only their sizes.
@@ -135,11 +138,11 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         )
     if ctx.needs_input_grad[1]:
         grad_boxes = _roi_align_boxes_backward(grad, features, boxes, *ctx.settings)
-    return (grad_features, grad_boxes, *_NO_GRADIENTS)
+    return (grad_features, grad_boxes, *_NO_GRADIENTS, None)
 
 
 _roi_align = define(
-    f"roi_align(Tensor[] features, Tensor boxes, {_SETTINGS}) -> Tensor",
+    f"roi_align(Tensor[] features, Tensor boxes, {_SETTINGS}, bool? channels_last) -> Tensor",
     fake=_fake,
     backward=_backward,
     save=_save,
@@ -152,6 +155,16 @@ def _check_sampling(op: str, sampling_ratio: Any, aligned: Any) -> None:
         raise TypeError(f"{op}: aligned must be a bool, got {type(aligned).__name__}")
 
 
+def _channels_last(op: str, memory_format: Any) -> bool | None:
+    formats = {None: None, torch.contiguous_format: False, torch.channels_last: True}
+    if memory_format not in formats:
+        raise ValueError(
+            f"{op}: memory_format must be torch.contiguous_format, torch.channels_last or None, "
+            f"got {memory_format!r}"
+        )
+    return formats[memory_format]
+
+
 def roi_align(
     input: Tensor,
     boxes: Tensor | Sequence[Tensor],
@@ -159,6 +172,8 @@ def roi_align(
     spatial_scale: float = 1.0,
     sampling_ratio: int = -1,
     aligned: bool = False,
+    *,
+    memory_format: torch.memory_format | None = None,
 ) -> Tensor:
     """Mean of bilinear samples in each bin of each region of interest.
 
@@ -179,10 +194,11 @@ def roi_align(
             ceil(size / h), so large boxes take more.
         aligned: Take half a cell off, because the centre of pixel 0 is at 0.5; and leave boxes
             smaller than a cell as they are, which else are stretched to one.
+        memory_format: Of the result: torch.contiguous_format, say for a head that flattens it,
+            torch.channels_last, or None for that of ``input``.
 
     Returns:
-        [R, C, h, w] in the dtype of ``input``, from an arithmetic in float32 or better;
-        channels_last if ``input`` is. A sample more than one cell outside of the map counts as 0.
+        [R, C, h, w] in the dtype of ``input``, from an arithmetic in float32 or better. A sample more than one cell outside of the map counts as 0.
         All bins are 0 for a box with a coordinate that is not finite, for an index that is not in
         [0, B) (so -1 may mark padding; a GPU cannot raise without waiting), for an inverted box
         with ``aligned`` and adaptive sampling, and, with adaptive sampling, for a box that reaches
@@ -204,8 +220,9 @@ def roi_align(
     height, width = check_sides("roi_align", "output_size", output_size, 1)
     scale = check_spatial_scale("roi_align", spatial_scale)
     _check_sampling("roi_align", sampling_ratio, aligned)
+    last = _channels_last("roi_align", memory_format)
     result: Tensor = _roi_align(
-        [input], rois, [scale], height, width, sampling_ratio, aligned, 1.0, 0.0
+        [input], rois, [scale], height, width, sampling_ratio, aligned, 1.0, 0.0, last
     )
     return result
 
@@ -219,6 +236,8 @@ def multiscale_roi_align(
     aligned: bool = False,
     canonical_scale: float = 224,
     canonical_level: float = 4,
+    *,
+    memory_format: torch.memory_format | None = None,
 ) -> Tensor:
     """RoI align over the levels of a feature pyramid, in one launch.
 
@@ -235,9 +254,10 @@ def multiscale_roi_align(
         aligned: As for :func:`roi_align`.
         canonical_scale: Side in pixels of the boxes of the canonical level.
         canonical_level: k of that level.
+        memory_format: As for :func:`roi_align`; None for that of the first map.
 
     Returns:
-        [R, C, h, w] in the dtype of the maps; channels_last if the first map is. 0 as for
+        [R, C, h, w] in the dtype of the maps. 0 as for
         :func:`roi_align`, and for boxes of a negative area or one that is NaN.
 
     Raises:
@@ -269,6 +289,7 @@ def multiscale_roi_align(
         aligned,
         float(canonical_scale),
         float(canonical_level),
+        _channels_last(op, memory_format),
     )
     return result
 

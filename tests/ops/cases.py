@@ -550,6 +550,7 @@ CASES: tuple[OpCase, ...] = (
             2,
             0.5,
             aligned=True,
+            memory_format=torch.contiguous_format,
         ),
         variant="adaptive",
         gradients=("features", "boxes"),

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import itertools
 import math
 
 import pytest
@@ -216,19 +217,23 @@ def test_channels_last_gives_the_same_bits(random, channels, output_size, width,
     """Forward and all gradients; and the results have the layout of what they belong to."""
     maps, rois = inputs(random, 4, channels=channels, width=width)
     found = []
-    for layout in (torch.contiguous_format, torch.channels_last):
+    formats = (torch.contiguous_format, torch.channels_last)
+    for layout, asked in itertools.product(formats, (None, *formats)):
         x = maps.to(dtype).to(memory_format=layout).requires_grad_()
         boxes = rois.clone().requires_grad_()
-        result = ops.roi_align(x, boxes, output_size, 0.5, ratio)
+        result = ops.roi_align(x, boxes, output_size, 0.5, ratio, memory_format=asked)
         weights = torch.linspace(-1, 1, result.numel()).reshape(result.shape).to(result)
+        weights = weights.contiguous(memory_format=asked or layout)
         with deterministic_algorithms():
             grads = torch.autograd.grad((result * weights).sum(), (x, boxes), create_graph=True)
             (second,) = torch.autograd.grad(grads[1].sum(), x, retain_graph=True)
         found.append((result, *grads, second))
-        for tensor in (result, grads[0], second):
+        assert result.is_contiguous(memory_format=asked or layout)
+        for tensor in (grads[0], second):
             assert tensor.is_contiguous(memory_format=layout)
-    for a, b in zip(*found, strict=True):
-        assert torch.equal(a, b)
+    for others in found[1:]:
+        for a, b in zip(found[0], others, strict=True):
+            assert torch.equal(a, b)
 
 
 def test_every_path_gives_the_same_numbers():
@@ -452,6 +457,12 @@ MAPS, ROIS = torch.zeros(2, 3, 5, 5), torch.zeros(4, 5)
 def test_errors(arguments, error, message):
     with pytest.raises(error, match="^roi_align: " + message):
         ops.roi_align(*arguments)
+
+
+@pytest.mark.parametrize("wrong", [torch.channels_last_3d, "channels_last", True])
+def test_errors_of_the_layout(wrong):
+    with pytest.raises(ValueError, match=r"^roi_align: memory_format must be torch\.contiguous"):
+        ops.roi_align(MAPS, ROIS, 2, memory_format=wrong)
 
 
 @pytest.mark.parametrize(
