@@ -51,7 +51,14 @@ def make_model(config: RunConfig, class_names: tuple[str, ...], library: str) ->
 def measure(config: RunConfig, data: str, library: str, work: Path) -> dict[str, Any]:
     """Trains in a folder, or goes on there; then evaluates on the part ``val_split``."""
     parts = [
-        open_part(data, part, part, config.data.on_error, everything=False)
+        open_part(
+            data,
+            part,
+            part,
+            config.data.on_error,
+            everything=False,
+            duplicate_iou=config.data.duplicate_iou,
+        )
         for part in (config.data.split, config.data.val_split)
     ]
     assert parts[0] is not None and parts[1] is not None

@@ -20,6 +20,7 @@ from pydet._version import __version__
 COMMANDS = {
     "info": "versions, what was compiled in, devices",
     "demo": "generate a data set, train, evaluate and draw",
+    "check": "find what is wrong with a data set",
     "train": "train a detector on a data set",
     "eval": "evaluate a trained detector on a data set",
     "detect": "detect objects in images",
@@ -46,8 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments, without the program's name; None: those of the process.
 
     Returns:
-        The exit code: 0 done, 1 a loss that is not finite, 2 a user's error, 128 + n stopped by
-        signal n.
+        The exit code: 0 done, 1 a loss that is not finite or a data set with problems, 2 a user's
+        error, 128 + n stopped by signal n.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     name = next((argument for argument in arguments if not argument.startswith("-")), "")

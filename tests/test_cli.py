@@ -97,6 +97,30 @@ def test_eval_prints_and_writes_all_measures(trained, drawn, tmp_path, capsys):
     assert results[0].keys() == {"image_id", "category_id", "bbox", "score"}
 
 
+def test_check_names_what_is_wrong(drawn, tmp_path, capsys):
+    assert main(["check", "--data", str(drawn), "--split", "train", "--decode"]) == 0
+    assert "no problems" in capsys.readouterr().out
+    root = tmp_path / "broken"
+    shutil.copytree(drawn, root)
+    file = root / "annotations" / "instances_train.json"
+    content = json.loads(file.read_text())
+    twice, flat = dict(content["annotations"][0]), dict(content["annotations"][1])
+    twice["id"], flat["id"], flat["bbox"] = 10_001, 10_002, [1, 1, 0, 5]
+    content["annotations"] += [twice, flat]
+    file.write_text(json.dumps(content))
+    (name,) = {i["file_name"] for i in content["images"]} - {
+        i["file_name"] for i in content["images"][1:]
+    }
+    image = next(root.rglob(name))
+    image.write_bytes(image.read_bytes()[:-200])
+    assert main(["check", "--data", str(root), "--split", "train", "--decode"]) == 1
+    printed = capsys.readouterr().out
+    for words in ("id 10001", "repeats annotation", "id 10002", "has no area", name, "3 problems"):
+        assert words in printed
+    assert main(["check", "--data", str(root), "--split", "train", "--duplicate-iou", "1.1"]) == 1
+    assert "1 problems" in capsys.readouterr().out
+
+
 def test_detect_writes_pictures_and_coco_results(trained, drawn, tmp_path, capsys):
     folder = tmp_path / "images"
     (folder / "deeper").mkdir(parents=True)

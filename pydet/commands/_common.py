@@ -72,6 +72,7 @@ def open_part(
     on_error: str,
     *,
     everything: bool,
+    duplicate_iou: float = 0.0,
     class_names: Sequence[str] | None = None,
 ) -> DetectionDataset | None:
     """Open the part of a data set that was asked for, or the one that is meant without asking.
@@ -82,6 +83,7 @@ def open_part(
         default: e.g. "train".
         on_error: "raise" or "skip" for broken records.
         everything: without a part of that name take the whole data set, else none.
+        duplicate_iou: from which IoU on two objects of one class are one given twice; 0: none is.
         class_names: the classes, in the order of the labels; None: the data set's own.
 
     Raises:
@@ -89,7 +91,13 @@ def open_part(
     """
 
     def attempt(part: str | None) -> DetectionDataset:
-        return open_dataset(path, part, on_error=cast(OnError, on_error), class_names=class_names)
+        return open_dataset(
+            path,
+            part,
+            on_error=cast(OnError, on_error),
+            class_names=class_names,
+            duplicate_iou=duplicate_iou or None,
+        )
 
     if split:
         return attempt(split)

@@ -35,6 +35,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a broken record stops (raise) or is left out and counted (skip)",
     )
     parser.add_argument(
+        "--duplicate-iou",
+        type=float,
+        default=0.0,
+        metavar="IOU",
+        help="from which IoU on two objects of one class are one given twice, which is a broken "
+        "record; default 0: both are taken",
+    )
+    parser.add_argument(
         "--output", metavar="DIR", help="folder of the results; default: eval beside the weights"
     )
     parser.add_argument(
@@ -58,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
         "test",
         args.on_error,
         everything=True,
+        duplicate_iou=args.duplicate_iou,
         class_names=model.class_names,
     )
     assert dataset is not None

@@ -28,15 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "ones first. Under torchrun, every process trains on its share of each batch."
     )
     parser.add_argument("name", nargs="?", metavar="NAME", help="detector, see pydet.list_models()")
-    parser.add_argument("--data", metavar="PATH", help=_text(DataConfig, "path"))
-    parser.add_argument(
-        "--split", help="part of it to train on; default: train if there is one, else everything"
-    )
-    parser.add_argument("--val", metavar="PATH", help=_text(DataConfig, "val_path"))
-    parser.add_argument(
-        "--val-split", help="part to evaluate on; default: val if there is one, else nothing"
-    )
-    parser.add_argument("--on-error", choices=("raise", "skip"), help=_text(DataConfig, "on_error"))
+    _add_data_arguments(parser)
     parser.add_argument("--config", metavar="FILE", help="TOML file of settings")
     parser.add_argument("--weights", metavar="FILE", help="trained detector or trunk to start from")
     parser.add_argument(
@@ -85,6 +77,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             group.add_argument(flag, type=float, nargs="+", help=text)
 
 
+def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", metavar="PATH", help=_text(DataConfig, "path"))
+    parser.add_argument(
+        "--split", help="part of it to train on; default: train if there is one, else everything"
+    )
+    parser.add_argument("--val", metavar="PATH", help=_text(DataConfig, "val_path"))
+    parser.add_argument(
+        "--val-split", help="part to evaluate on; default: val if there is one, else nothing"
+    )
+    parser.add_argument("--on-error", choices=("raise", "skip"), help=_text(DataConfig, "on_error"))
+    parser.add_argument(
+        "--duplicate-iou", type=float, metavar="IOU", help=_text(DataConfig, "duplicate_iou")
+    )
+
+
 def run(args: argparse.Namespace) -> int:
     """Train; see `pydet.training.train`."""
     if args.alternating and args.resume_from:
@@ -126,6 +133,7 @@ def _config(args: argparse.Namespace) -> RunConfig:
         "val_path": args.val,
         "val_split": args.val_split,
         "on_error": args.on_error,
+        "duplicate_iou": args.duplicate_iou,
     }
     settings = {f.name: getattr(args, f.name) for f in dataclasses.fields(TrainConfig)}
     changes: dict[str, dict[str, Any]] = {
@@ -140,18 +148,8 @@ def _config(args: argparse.Namespace) -> RunConfig:
 def _train(args: argparse.Namespace, config: RunConfig) -> int:
     seed_everything(config.train.seed)  # the weights of a new model are drawn from it
     import_modules(config.model.modules)
-    data = config.data
     first = os.environ.get("RANK", "0") == "0"
-    training = open_part(data.path, data.split, "train", data.on_error, everything=True)
-    assert training is not None
-    validation = open_part(
-        data.val_path or data.path,
-        data.val_split,
-        "val",
-        data.on_error,
-        everything=bool(data.val_path),
-        class_names=training.class_names,
-    )
+    training, validation = _open(config.data)
     model = _model(config, training)
     output = Path(args.output or f"runs/{config.model.name}")
     if first:
@@ -196,6 +194,29 @@ def _train(args: argparse.Namespace, config: RunConfig) -> int:
         )
     _say(f"{result.steps} steps, {result.epochs} epochs done; the results are in {output}")
     return 0
+
+
+def _open(data: DataConfig) -> tuple[DetectionDataset, DetectionDataset | None]:
+    """What to train and what to evaluate on."""
+    training = open_part(
+        data.path,
+        data.split,
+        "train",
+        data.on_error,
+        everything=True,
+        duplicate_iou=data.duplicate_iou,
+    )
+    assert training is not None
+    validation = open_part(
+        data.val_path or data.path,
+        data.val_split,
+        "val",
+        data.on_error,
+        everything=bool(data.val_path),
+        duplicate_iou=data.duplicate_iou,
+        class_names=training.class_names,
+    )
+    return training, validation
 
 
 def _model(config: RunConfig, dataset: DetectionDataset) -> Detector:

@@ -42,7 +42,7 @@ class CocoDataset(DetectionDataset):
             leaves out broken annotations, and images that cannot be used, and lists them in
             ``problems``.
         duplicate_iou: Two annotations of one class in one image with at least this IoU are one
-            object given twice, which is a broken record; None allows them.
+            object given twice, which is a broken record; None takes both, as COCO's measures do.
         verify_images: Open every image when the data set is opened and compare its size with the
             file's (the head of the image only, about 0.05 ms each).
 
@@ -58,7 +58,7 @@ class CocoDataset(DetectionDataset):
         split: str | None = None,
         class_names: Sequence[str] | None = None,
         on_error: OnError = "raise",
-        duplicate_iou: float | None = 0.9,
+        duplicate_iou: float | None = None,
         verify_images: bool = True,
     ) -> None:
         log = ProblemLog(on_error)

@@ -19,7 +19,7 @@ def open_dataset(
     on_error: OnError = "raise",
     class_names: Sequence[str] | None = None,
     image_folder: str | os.PathLike[str] | None = None,
-    duplicate_iou: float | None = 0.9,
+    duplicate_iou: float | None = None,
     verify_images: bool = True,
 ) -> DetectionDataset:
     """Opens a data set in Pascal VOC, COCO or YOLO form, whichever it is.
@@ -47,8 +47,8 @@ def open_dataset(
             :class:`YoloDataset`.
         class_names: The classes in the order of the labels. None takes the data set's own.
         image_folder: Folder of the images of a COCO file.
-        duplicate_iou: From which IoU on two objects of one class are one given twice; None allows
-            them.
+        duplicate_iou: From which IoU on two objects of one class are one given twice, which is a
+            broken record; None takes both, as COCO's measures do.
         verify_images: Read the head of every image and compare its size with the annotation's; for
             YOLO, which has no sizes, they are always read.
 

@@ -62,7 +62,7 @@ class VocDataset(DetectionDataset):
         coordinates: "voc" as above; "zero_based": pixels counted from 0, the last one included;
             "continuous": the numbers are corners in continuous coordinates.
         duplicate_iou: Two objects of one class with at least this IoU are one object given twice,
-            which is a broken record; None allows them.
+            which is a broken record; None takes both.
         verify_images: Open every image when the data set is opened and compare its size with the
             annotation's (the head of the file only, about 0.05 ms each).
 
@@ -78,7 +78,7 @@ class VocDataset(DetectionDataset):
         class_names: Sequence[str] | None = None,
         on_error: OnError = "raise",
         coordinates: Coordinates = "voc",
-        duplicate_iou: float | None = 0.9,
+        duplicate_iou: float | None = None,
         verify_images: bool = True,
     ) -> None:
         if coordinates not in _TO_CONTINUOUS:

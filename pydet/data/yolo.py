@@ -51,7 +51,7 @@ class YoloDataset(DetectionDataset):
         on_error: "raise" stops at the first broken record with a DatasetError that names it. "skip"
             leaves out broken lines and images that cannot be read, and lists them in ``problems``.
         duplicate_iou: Two objects of one class with at least this IoU are one object given twice,
-            which is a broken record; None allows them.
+            which is a broken record; None takes both.
 
     Raises:
         DatasetError: No such folder or split, a YAML file that is not understood, or a broken
@@ -65,7 +65,7 @@ class YoloDataset(DetectionDataset):
         *,
         class_names: Sequence[str] | None = None,
         on_error: OnError = "raise",
-        duplicate_iou: float | None = 0.9,
+        duplicate_iou: float | None = None,
     ) -> None:
         log = ProblemLog(on_error)
         file = find_yolo_file(Path(root))

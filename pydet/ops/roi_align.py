@@ -198,11 +198,11 @@ def roi_align(
             torch.channels_last, or None for that of ``input``.
 
     Returns:
-        [R, C, h, w] in the dtype of ``input``, from an arithmetic in float32 or better. A sample more than one cell outside of the map counts as 0.
-        All bins are 0 for a box with a coordinate that is not finite, for an index that is not in
-        [0, B) (so -1 may mark padding; a GPU cannot raise without waiting), for an inverted box
-        with ``aligned`` and adaptive sampling, and, with adaptive sampling, for a box that reaches
-        more than 2^24 cells.
+        [R, C, h, w] in the dtype of ``input``, from an arithmetic in float32 or better. A sample
+        more than one cell outside of the map counts as 0. All bins are 0 for a box with a
+        coordinate that is not finite, for an index that is not in [0, B) (so -1 may mark padding; a
+        GPU cannot raise without waiting), for an inverted box with ``aligned`` and adaptive
+        sampling, and, with adaptive sampling, for a box that reaches more than 2^24 cells.
 
     Raises:
         TypeError: Not tensors, or of the wrong kind.

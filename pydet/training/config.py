@@ -71,6 +71,13 @@ class DataConfig:
         "a broken record stops (raise) or is left out and counted (skip)",
         choices=("raise", "skip"),
     )
+    duplicate_iou: float = _option(
+        0.0,
+        "from which IoU on two objects of one class are one given twice, which is a broken record; "
+        "0: both are taken",
+        minimum=0,
+        maximum=1,
+    )
 
     def __post_init__(self) -> None:
         _check(self)

@@ -149,12 +149,21 @@ def test_broken_annotations(tmp_path, case):
     changes, reason = BROKEN_ANNOTATIONS[case]
     file = write_coco(tmp_path, with_annotation(**changes))
     with pytest.raises(DatasetError, match=rf"train\.json, annotations\[3\] \(id .*{reason}"):
-        CocoDataset(file, tmp_path / "images")
-    dataset = CocoDataset(file, tmp_path / "images", on_error="skip")
+        CocoDataset(file, tmp_path / "images", duplicate_iou=0.9)
+    dataset = CocoDataset(file, tmp_path / "images", on_error="skip", duplicate_iou=0.9)
     assert len(dataset) == 2
     assert dataset.num_boxes == 3
     (problem,) = dataset.problems
     assert problem.record.startswith("annotations[3]")
+
+
+def test_what_is_given_twice_counts_twice(tmp_path):
+    """By default: the measures of a data set are those of its file."""
+    changes, _ = BROKEN_ANNOTATIONS["duplicate"]
+    dataset = CocoDataset(write_coco(tmp_path, with_annotation(**changes)), tmp_path / "images")
+    assert dataset.num_boxes == 4
+    assert len(dataset.to_coco()["annotations"]) == 4
+    assert sum(len(target["boxes"]) for _, target in dataset) == 4
 
 
 BROKEN_IMAGES = {

@@ -124,8 +124,8 @@ def test_broken_objects(tmp_path, case):
     root = write_voc(tmp_path, {"a": voc_xml([good, text, voc_object("dog", (1, 1, 9, 9))])})
     names = ["cat", "dog"]
     with pytest.raises(DatasetError, match=rf"a\.xml, object 2 .*{reason}"):
-        VocDataset(root, "train", class_names=names)
-    dataset = VocDataset(root, "train", class_names=names, on_error="skip")
+        VocDataset(root, "train", class_names=names, duplicate_iou=0.9)
+    dataset = VocDataset(root, "train", class_names=names, on_error="skip", duplicate_iou=0.9)
     assert len(dataset) == 1
     assert dataset.num_boxes == 2
     (problem,) = dataset.problems
@@ -133,14 +133,16 @@ def test_broken_objects(tmp_path, case):
     assert problem.record.startswith("object 2")
 
 
-def test_duplicates_can_be_allowed_and_never_concern_difficult_objects(tmp_path):
+def test_duplicates_are_of_one_class_and_never_difficult(tmp_path):
     twins = [voc_object("cat", (1, 1, 20, 20)), voc_object("cat", (1, 1, 20, 20))]
     root = write_voc(tmp_path / "twins", {"a": voc_xml(twins)})
-    assert VocDataset(root, duplicate_iou=None).num_boxes == 2
+    assert VocDataset(root).num_boxes == 2
     hard = [voc_object("cat", (1, 1, 20, 20)), voc_object("cat", (1, 1, 20, 20), difficult=1)]
-    assert VocDataset(write_voc(tmp_path / "hard", {"a": voc_xml(hard)})).num_boxes == 2
+    root = write_voc(tmp_path / "hard", {"a": voc_xml(hard)})
+    assert VocDataset(root, duplicate_iou=0.9).num_boxes == 2
     others = [voc_object("cat", (1, 1, 20, 20)), voc_object("dog", (1, 1, 20, 20))]
-    assert VocDataset(write_voc(tmp_path / "others", {"a": voc_xml(others)})).num_boxes == 2
+    root = write_voc(tmp_path / "others", {"a": voc_xml(others)})
+    assert VocDataset(root, duplicate_iou=0.9).num_boxes == 2
 
 
 BOMB = (
@@ -286,7 +288,7 @@ def test_bccd_counts_and_broken_records(shared_dir):
     }
     zero_area, twice = set(), set()
     for split, (num_images, counts) in expected.items():
-        dataset = open_dataset(root, split, on_error="skip")
+        dataset = open_dataset(root, split, on_error="skip", duplicate_iou=0.9)
         assert dataset.class_names == ("Platelets", "RBC", "WBC")
         assert len(dataset) == num_images
         names = (dataset.class_names[label] for label in dataset.records.labels)
@@ -312,13 +314,13 @@ def test_bccd_counts_and_broken_records(shared_dir):
 )
 def test_bccd_in_strict_mode_names_file_and_record(shared_dir, split, words):
     with pytest.raises(DatasetError, match=words):
-        open_dataset(shared_dir / "data" / "bccd", split)
+        open_dataset(shared_dir / "data" / "bccd", split, duplicate_iou=0.9)
 
 
 def test_bccd_zero_area_in_strict_mode(shared_dir):
     root = shared_dir / "data" / "bccd"
     with pytest.raises(DatasetError, match=r"BloodImage_00343\.xml, object 4 \(RBC\).*no area"):
-        VocDataset(root, "train", duplicate_iou=None)
+        VocDataset(root, "train")
 
 
 def test_bccd_folder_and_path_are_not_used(shared_dir):
@@ -333,7 +335,7 @@ def test_bccd_folder_and_path_are_not_used(shared_dir):
 
 def test_bccd_boxes_equal_those_of_the_csv(shared_dir):
     root = shared_dir / "data" / "bccd"
-    dataset = VocDataset(root, on_error="skip", duplicate_iou=None)
+    dataset = VocDataset(root, on_error="skip")
     wanted = Counter()
     with (root / "test.csv").open() as file:
         for row in csv.DictReader(file):

@@ -117,14 +117,12 @@ def test_broken_lines(tmp_path, case):
     text, reason = BROKEN_LINES[case]
     root = write_yolo(tmp_path, {"a": f"0 0.5 0.5 0.5 0.5\n{text}\n1 0.25 0.25 0.5 0.5"})
     with pytest.raises(DatasetError, match=rf"a\.txt, line 2: .*{reason}"):
-        YoloDataset(root)
-    dataset = YoloDataset(root, on_error="skip")
+        YoloDataset(root, duplicate_iou=0.9)
+    dataset = YoloDataset(root, on_error="skip", duplicate_iou=0.9)
     assert dataset.num_boxes == 2
     (problem,) = dataset.problems
     assert problem.record == "line 2"
-    assert YoloDataset(root, on_error="skip", duplicate_iou=None).num_boxes == (
-        3 if case == "duplicate" else 2
-    )
+    assert YoloDataset(root, on_error="skip").num_boxes == (3 if case == "duplicate" else 2)
 
 
 def test_boxes_beyond_the_border_are_clipped_and_counted(tmp_path):
@@ -244,7 +242,7 @@ def test_aquarium_counts_and_broken_records(shared_dir):
         "test": (63, (249, 154, 82, 35, 38, 11, 15)),
     }
     for split, (num_images, counts) in expected.items():
-        dataset = open_dataset(root, split, on_error="skip", duplicate_iou=None)
+        dataset = open_dataset(root, split, on_error="skip")
         assert dataset.class_names == names
         assert len(dataset) == num_images
         problems = {(p.file.rsplit("IMG_", 1)[1][:4], p.record) for p in dataset.problems}
@@ -255,7 +253,7 @@ def test_aquarium_counts_and_broken_records(shared_dir):
         missing = {"test": {4: 2}}.get(split, {})
         assert [found[k] + missing.get(k, 0) for k in range(7)] == list(counts)
     with pytest.raises(DatasetError, match=r"IMG_2423_jpeg_jpg.*, line 17: .*no area"):
-        open_dataset(root, "test", duplicate_iou=None)
+        open_dataset(root, "test")
 
 
 def test_aquarium_lists_are_its_folders(shared_dir, tmp_path):
