@@ -20,6 +20,7 @@ import math
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -80,15 +81,18 @@ class _BoxGenerator(ABC):
             # In a traced graph sizes may be symbols and the anchors become part of the graph.
             return self._make(feature_sizes, image_size, device, dtype)
         key = (tuple(map(tuple, feature_sizes)), tuple(image_size), device, dtype)
-        if key in self._cache:
-            self._cache.move_to_end(key)
-            return self._cache[key]
+        cached = self._cache.get(key)
+        if cached is not None:
+            with suppress(KeyError):  # another thread may have dropped it by now
+                self._cache.move_to_end(key)
+            return cached
         # A tensor made in inference mode could not be used in training afterwards.
         with torch.inference_mode(False), torch.no_grad():
             anchors = self._make(feature_sizes, image_size, device, dtype)
         self._cache[key] = anchors
         if len(self._cache) > _CACHED_SHAPES:
-            self._cache.popitem(last=False)
+            with suppress(KeyError):  # likewise
+                self._cache.popitem(last=False)
         return anchors
 
     def for_maps(self, maps: Sequence[Tensor], images: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 
 import copy
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -68,6 +69,18 @@ def test_same_shapes_give_the_same_tensor_and_few_are_kept():
     assert len(make._cache) == 16
     assert make([(4, 4)], (32, 32), CPU) is not first
     assert not copy.deepcopy(make)._cache
+
+
+def test_threads_share_a_generator():
+    anchors = AnchorGenerator([(8,)], (1,), (8,))
+
+    def ask(seed):
+        order = torch.randperm(40, generator=torch.Generator().manual_seed(seed))
+        for side in (order + 1).tolist() * 20:
+            assert len(anchors([(side, 1)], (8 * side, 8), CPU)) % side == 0
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(ask, range(8)))  # raises what a thread raised
 
 
 def test_anchors_made_in_inference_can_be_trained_with():

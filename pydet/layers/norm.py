@@ -39,9 +39,9 @@ class FrozenBatchNorm2d(nn.Module):
         scale = self.weight * (self.running_var + self.eps).rsqrt()  # [C]
         shift = self.bias - self.running_mean * scale
         # In the dtype of x: a product with float32 would turn a bfloat16 map into float32. Not
-        # F.batch_norm, which would keep x for the backward pass.
+        # F.batch_norm, which would keep x for the backward pass; and in one pass over it.
         scale, shift = scale.to(x.dtype), shift.to(x.dtype)
-        return x * scale[:, None, None] + shift[:, None, None]
+        return torch.addcmul(shift[:, None, None], x, scale[:, None, None])
 
     def extra_repr(self) -> str:  # noqa: D102
         return f"{self.weight.shape[0]}, eps={self.eps}"
