@@ -7,10 +7,11 @@
 #include <limits>
 
 #include "common/box.h"
+#include "common/lane_bits.h"
 
 namespace pydet {
 
-constexpr int kBoundsLanes = 32;
+constexpr int kBoundsLanes = kBitLanes;
 
 template <class A>
 struct Bounds {
@@ -47,14 +48,14 @@ struct Bounds {
   }
 
   // A bit for each lane that has a point in common with the box, be it on their edges.
+  template <Isa kIsa>
   uint32_t meets(const Box<A>& other) const {
-    uint32_t bits = 0;
-    for (int lane = 0; lane < kBoundsLanes; ++lane) {
-      const bool meets = (x1[lane] <= other.x2) & (x2[lane] >= other.x1) & (y1[lane] <= other.y2) &
-                         (y2[lane] >= other.y1);
-      bits |= static_cast<uint32_t>(meets) << lane;
-    }
-    return bits;
+    // Not in one test: of that, compilers make a chain of four masked comparisons.
+    const uint32_t in_x = bits_where<kIsa>(
+        [&](int lane) { return (x1[lane] <= other.x2) & (x2[lane] >= other.x1); });
+    const uint32_t in_y = bits_where<kIsa>(
+        [&](int lane) { return (y1[lane] <= other.y2) & (y2[lane] >= other.y1); });
+    return in_x & in_y;
   }
 };
 

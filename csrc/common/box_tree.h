@@ -41,12 +41,12 @@ struct BoxTree {
   int64_t num_leaves = 0, num_nodes = 0, num_roots = 0;
 
   // Calls visit(node, bits) for each node with leaves whose cores the box may meet.
-  template <class Visit>
+  template <Isa kIsa, class Visit>
   void for_each_node(const Box<A>& box, const Visit& visit) const {
     for (int64_t root = 0; root < num_roots; ++root) {
-      for (uint32_t bits = roots[root].meets(box); bits != 0; bits &= bits - 1) {
+      for (uint32_t bits = roots[root].template meets<kIsa>(box); bits != 0; bits &= bits - 1) {
         const int64_t node = root * kBoundsLanes + __builtin_ctz(bits);
-        const uint32_t leaf_bits = nodes[node].meets(box);
+        const uint32_t leaf_bits = nodes[node].template meets<kIsa>(box);
         if (leaf_bits != 0) visit(node, leaf_bits);
       }
     }

@@ -49,16 +49,23 @@ void run_on_best_isa(Args... args) {
   Kernel::run(args...);
 }
 
-// The bytes of the vectors of run_on_widest.
-inline int widest_vector() { return active_isa() == Isa::kAvx512 ? 64 : 32; }
-
-// The same with Kernel<64> or Kernel<32>, by the bytes of the largest registers.
-template <template <int> class Kernel, class... Args>
-void run_on_widest(Args... args) {
+// The same with Kernel<T, isa>, for kernels that know what they are compiled for.
+template <template <class, Isa> class Kernel, class T, class... Args>
+void run_for_isa(Args... args) {
 #if defined(__x86_64__) && defined(__GNUC__)
-  if (active_isa() == Isa::kAvx512) return run_avx512<Kernel<64>>(args...);
+  switch (active_isa()) {
+    case Isa::kAvx512:
+      return run_avx512<Kernel<T, Isa::kAvx512>>(args...);
+    case Isa::kAvx2:
+      return run_avx2<Kernel<T, Isa::kAvx2>>(args...);
+    case Isa::kPortable:
+      break;
+  }
 #endif
-  run_on_best_isa<Kernel<32>>(args...);
+  Kernel<T, Isa::kPortable>::run(args...);
 }
+
+// The bytes of the vectors that such kernels take (lanes.h).
+constexpr int vector_bytes(Isa isa) { return isa == Isa::kAvx512 ? 64 : 32; }
 
 }  // namespace pydet

@@ -12,7 +12,7 @@
 namespace pydet {
 namespace cpu {
 
-// 32 bytes, or 64 where the kernel is for a machine that has such registers (run_on_widest): a
+// 32 bytes, or 64 where the kernel is for a machine that has such registers (vector_bytes): a
 // larger vector than its registers the compiler keeps in memory.
 template <class A, int kBytes = 32>
 struct Lanes {

@@ -16,7 +16,7 @@ namespace {
 
 // Matches the anchors of one block in the images [image_begin, image_end), and notes the highest
 // quality of each ground truth. Thresholds of minus infinity give every anchor its own best.
-template <class T>
+template <class T, Isa kIsa>
 struct MatchBlock {
   using A = acc_t<T>;
 
@@ -41,7 +41,7 @@ struct MatchBlock {
       alignas(64) bits_t<A> best[kBlock], argmax[kBlock];
       bool touched = false;
       for (int64_t from = 0; from < image.num_truths; from += kBoundsLanes) {
-        uint32_t meets = image.bounds[from / kBoundsLanes].meets(hull.box);
+        uint32_t meets = image.bounds[from / kBoundsLanes].template meets<kIsa>(hull.box);
         if (meets != 0 && !touched) {
           touched = true;
           load_block();
@@ -221,7 +221,7 @@ void restore_low_quality(const Job<T>& job, int64_t num_images, int64_t blocks) 
       const A none = -std::numeric_limits<A>::infinity();
       parallel_for(blocks, 8, [&](int64_t begin, int64_t end) {
         for (int64_t block = begin; block < end; ++block)
-          run_on_best_isa<MatchBlock<T>>(&job, block, b, b + 1, none, none, false);
+          run_for_isa<MatchBlock, T>(&job, block, b, b + 1, none, none, false);
       });
     } else {
       parallel_for(image.num_truths, 8, [&](int64_t begin, int64_t end) {
@@ -296,8 +296,8 @@ void match_anchors(int64_t num_images, int64_t num_anchors, int64_t num_gt, cons
   parallel_for(blocks * groups, 4, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t image = task / blocks * together;
-      run_on_best_isa<MatchBlock<T>>(&job, task % blocks, image, image + together, fg, bg,
-                                     need_highest);
+      run_for_isa<MatchBlock, T>(&job, task % blocks, image, image + together, fg, bg,
+                                 need_highest);
     }
   });
   if (params.allow_low_quality_matches) restore_low_quality(job, num_images, blocks);

@@ -51,9 +51,9 @@ A greatest_of(const A* values) {
 }
 
 // Calls visit(leaf number, leaf) for all leaves that the box meets.
-template <class A, class Visit>
+template <Isa kIsa, class A, class Visit>
 void for_each_leaf(const BoxTree<A>& tree, const Box<A>& box, const Visit& visit) {
-  tree.for_each_node(box, [&](int64_t node, uint32_t leaves) {
+  tree.template for_each_node<kIsa>(box, [&](int64_t node, uint32_t leaves) {
     for (; leaves != 0; leaves &= leaves - 1) {
       const int64_t number = node * kBoundsLanes + __builtin_ctz(leaves);
       visit(number, tree.leaves[number]);
@@ -62,7 +62,7 @@ void for_each_leaf(const BoxTree<A>& tree, const Box<A>& box, const Visit& visit
 }
 
 // The peaks of the boxes [begin, end) of a group.
-template <class A>
+template <class A, Isa kIsa>
 struct FindPeaks {
   static void run(int64_t begin, int64_t end, const Group<A>* group) {
     for (int64_t k = begin; k < end; ++k) {
@@ -72,7 +72,7 @@ struct FindPeaks {
       const Box<A> box = group->tree.leaves[own].boxes.box(own_lane);
       const A box_area = group->tree.leaves[own].area[own_lane];
       A peak = 0;
-      for_each_leaf(group->tree, box, [&](int64_t, const Leaf<A>& leaf) {
+      for_each_leaf<kIsa>(group->tree, box, [&](int64_t, const Leaf<A>& leaf) {
         A ious[kBoundsLanes];
         better_ious(leaf, static_cast<uint32_t>(k), box, box_area, ious);
         peak = std::max(peak, greatest_of(ious));
@@ -83,7 +83,7 @@ struct FindPeaks {
 };
 
 // The factors of the boxes [begin, end) of a group.
-template <class A>
+template <class A, Isa kIsa>
 struct FindWeights {
   static void run(int64_t begin, int64_t end, const Group<A>* group, Decay method, A sigma,
                   A* weights) {
@@ -95,7 +95,7 @@ struct FindWeights {
       const Box<A> box = group->tree.leaves[own].boxes.box(own_lane);
       const A box_area = group->tree.leaves[own].area[own_lane];
       MatrixDecay<A> decay(method);
-      for_each_leaf(group->tree, box, [&](int64_t number, const Leaf<A>& leaf) {
+      for_each_leaf<kIsa>(group->tree, box, [&](int64_t number, const Leaf<A>& leaf) {
         A ious[kBoundsLanes];
         better_ious(leaf, static_cast<uint32_t>(k), box, box_area, ious);
         const A* peaks = group->peaks[number];
@@ -161,11 +161,10 @@ void run_group(int64_t begin, int64_t count, const MatrixNmsParams& p,
   const Group<A>* shared = &group;
   const A sigma = sigma_of<A>(p.sigma);
   A* weights = &w.weights[begin];
+  parallel_for(count, kGrain,
+               [&](int64_t first, int64_t end) { run_for_isa<FindPeaks, A>(first, end, shared); });
   parallel_for(count, kGrain, [&](int64_t first, int64_t end) {
-    run_on_best_isa<FindPeaks<A>>(first, end, shared);
-  });
-  parallel_for(count, kGrain, [&](int64_t first, int64_t end) {
-    run_on_best_isa<FindWeights<A>>(first, end, shared, p.method, sigma, weights);
+    run_for_isa<FindWeights, A>(first, end, shared, p.method, sigma, weights);
   });
   for (int64_t k = 0; k < count; ++k) {
     w.decayed[index_of(k)] = load(scores + index_of(k)) * weights[k];

@@ -40,14 +40,13 @@ struct SuppressByBits {
 };
 
 // A bit for each lane of `among` that the box hides.
-template <class A>
+template <Isa kIsa, class A>
 uint32_t hidden_by(const SuppressionRule<A>& rule, const Leaf<A>& leaf, uint32_t among,
                    const Box<A>& box, A box_area) {
-  uint32_t maybe = 0, surely = 0;
-  for (int lane = 0; lane < kBoundsLanes; ++lane) {
-    const A inter = intersection(box, leaf.boxes.box(lane));
-    maybe |= static_cast<uint32_t>(rule.may_hide(inter, box_area, leaf.area[lane])) << lane;
-  }
+  uint32_t surely = 0, maybe = bits_where<kIsa>([&](int lane) {
+                         return rule.may_hide(intersection(box, leaf.boxes.box(lane)), box_area,
+                                              leaf.area[lane]);
+                       });
   for (maybe &= among; maybe != 0; maybe &= maybe - 1) {
     const int lane = __builtin_ctz(maybe);
     surely |=
@@ -60,7 +59,7 @@ uint32_t hidden_by(const SuppressionRule<A>& rule, const Leaf<A>& leaf, uint32_t
 // Compares each kept box with all behind it: the least work for few boxes.
 constexpr int64_t kMostByPairs = 256;
 
-template <class A>
+template <class A, Isa kIsa>
 struct SuppressByPairs {
   static void run(const Group<A>* group, const SuppressionRule<A>* rule) {
     const int64_t num_leaves = (group->count + kBoundsLanes - 1) / kBoundsLanes;
@@ -90,14 +89,15 @@ struct SuppressByPairs {
         const A box_area = leaves[number].area[lane];
         for (int64_t other = number; other < num_leaves; ++other) {
           if (undecided[other] == 0) continue;
-          undecided[other] &= ~hidden_by(*rule, leaves[other], undecided[other], box, box_area);
+          undecided[other] &=
+              ~hidden_by<kIsa>(*rule, leaves[other], undecided[other], box, box_area);
         }
       }
     }
   }
 };
 
-template <class A>
+template <class A, Isa kIsa>
 struct SuppressByTree {
   // undecided: room for a bit a lane of each leaf
   static void run(const Group<A>* group, const SuppressionRule<A>* rule, BoxTree<A> tree,
@@ -123,12 +123,12 @@ struct SuppressByTree {
   static void strike_out(const SuppressionRule<A>& rule, const BoxTree<A>& tree, const Box<A>& box,
                          uint32_t* undecided) {
     const A box_area = area(box);
-    tree.for_each_node(box, [&](int64_t node, uint32_t leaves) {
+    tree.template for_each_node<kIsa>(box, [&](int64_t node, uint32_t leaves) {
       for (; leaves != 0; leaves &= leaves - 1) {
         const int child = __builtin_ctz(leaves);
         const int64_t number = node * kBoundsLanes + child;
         undecided[number] &=
-            ~hidden_by(rule, tree.leaves[number], undecided[number], box, box_area);
+            ~hidden_by<kIsa>(rule, tree.leaves[number], undecided[number], box, box_area);
         if (undecided[number] == 0) tree.nodes[node].clear(child);  // nobody comes here again
       }
     });
@@ -166,12 +166,12 @@ void suppress_group(int64_t begin, const Group<acc_t<T>>& group,
   using A = acc_t<T>;
   // Without vectors the sets of bits are quicker for few boxes, too.
   if (group.count <= kMostByPairs && active_isa() != Isa::kPortable) {
-    run_on_best_isa<SuppressByPairs<A>>(&group, &rule);
+    run_for_isa<SuppressByPairs, A>(&group, &rule);
   } else if (group.count <= kMostByBits) {
     run_on_best_isa<SuppressByBits<A>>(&group, &rule, &plane, &w.bits[worker]);
   } else {
-    run_on_best_isa<SuppressByTree<A>>(&group, &rule, w.trees.tree(begin),
-                                       &w.undecided[leaf_begin(begin)]);
+    run_for_isa<SuppressByTree, A>(&group, &rule, w.trees.tree(begin),
+                                   &w.undecided[leaf_begin(begin)]);
   }
 }
 

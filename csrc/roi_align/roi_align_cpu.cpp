@@ -89,106 +89,104 @@ struct AlignChannels {
   }
 };
 
+constexpr int64_t kInterleavedVectors = 8;  // of channels at a time, at most
+
 template <class T>
+struct InterleavedWorkspace {
+  Scratch<acc_t<T>> sums, bins;
+};
+
+template <class T, Isa kIsa>
 struct AlignInterleaved {
   using A = acc_t<T>;
-  static constexpr int kVectors = 8;
-  static constexpr int64_t kMost = kVectors * Lanes<A, 64>::kCount;  // channels at a time, at most
+  static constexpr int kBytes = vector_bytes(kIsa);
+  using Channels = AlignChannels<A, kBytes>;
 
-  struct Workspace {
-    Scratch<A> sums, bins;
-  };
-
-  template <int kBytes>
-  struct Kernel {
-    using Channels = AlignChannels<A, kBytes>;
-
-    // One RoI. For out [C, h, w], `bins` has room for those of kMost channels; else it is null.
-    static void run(const PlannedRoi<A>* roi, int64_t pooled_height, int64_t pooled_width,
-                    int64_t width, int64_t channels, const T* map, A* sums, A* bins, T* out) {
-      using Vector = typename Channels::Vectors::Vector;
-      constexpr int64_t kLanes = Channels::Vectors::kCount;
-      const typename Channels::Strides strides{width * channels, channels};
-      const int64_t count = pooled_height * pooled_width;
-      int64_t c = 0;
-      const auto align = [&](auto vector, auto vectors) {
-        constexpr int kVectors = decltype(vectors)::value;
-        constexpr int64_t kCell = kVectors * (sizeof(vector) / sizeof(A));
-        const auto align_to = [&](auto* to, int64_t stride) {
-          Channels::template align<decltype(vector), kVectors>(*roi, pooled_height, pooled_width,
-                                                               strides, map + c, sums, to, stride);
-        };
-        if (bins == nullptr) {
-          align_to(out + c, channels);
-        } else if constexpr (kCell == 1) {
-          align_to(out + c * count, 1);
-        } else {
-          align_to(bins, kCell);
-          for (int64_t v = 0; v < kCell; v += kLanes)
-            ChannelBlock<A, kBytes>::scatter(bins + v, kLanes, count, out + (c + v) * count, count,
-                                             kCell);
-        }
-        c += kCell;
+  // One RoI. For out [C, h, w], `bins` has room for those of kInterleavedVectors vectors; else it
+  // is null.
+  static void run(const PlannedRoi<A>* roi, int64_t pooled_height, int64_t pooled_width,
+                  int64_t width, int64_t channels, const T* map, A* sums, A* bins, T* out) {
+    using Vector = typename Channels::Vectors::Vector;
+    constexpr int64_t kLanes = Channels::Vectors::kCount;
+    const typename Channels::Strides strides{width * channels, channels};
+    const int64_t count = pooled_height * pooled_width;
+    int64_t c = 0;
+    const auto align = [&](auto vector, auto vectors) {
+      constexpr int kVectors = decltype(vectors)::value;
+      constexpr int64_t kCell = kVectors * (sizeof(vector) / sizeof(A));
+      const auto align_to = [&](auto* to, int64_t stride) {
+        Channels::template align<decltype(vector), kVectors>(*roi, pooled_height, pooled_width,
+                                                             strides, map + c, sums, to, stride);
       };
-      while (c + kVectors * kLanes <= channels)
-        align(Vector{}, std::integral_constant<int, kVectors>{});
-      while (c + kLanes <= channels) align(Vector{}, std::integral_constant<int, 1>{});
-      while (c < channels) align(A{}, std::integral_constant<int, 1>{});
-    }
-  };
+      if (bins == nullptr) {
+        align_to(out + c, channels);
+      } else if constexpr (kCell == 1) {
+        align_to(out + c * count, 1);
+      } else {
+        align_to(bins, kCell);
+        for (int64_t v = 0; v < kCell; v += kLanes)
+          ChannelBlock<A, kBytes>::scatter(bins + v, kLanes, count, out + (c + v) * count, count,
+                                           kCell);
+      }
+      c += kCell;
+    };
+    while (c + kInterleavedVectors * kLanes <= channels)
+      align(Vector{}, std::integral_constant<int, kInterleavedVectors>{});
+    while (c + kLanes <= channels) align(Vector{}, std::integral_constant<int, 1>{});
+    while (c < channels) align(A{}, std::integral_constant<int, 1>{});
+  }
 };
 
 // A block of channels of one map [C, H, W], for some RoIs.
 template <class T>
+struct TurnedWorkspace {
+  std::tuple<TurnedMap<T, 32>, TurnedMap<T, 64>> maps;  // one of them is used
+  Scratch<acc_t<T>> sums, bins;
+};
+
+template <class T, Isa kIsa>
 struct AlignTurned {
   using A = acc_t<T>;
+  static constexpr int kBytes = vector_bytes(kIsa);
 
-  struct Workspace {
-    std::tuple<TurnedMap<T, 32>, TurnedMap<T, 64>> maps;  // one of them is used
-    Scratch<A> sums, bins;
-  };
-
-  template <int kBytes>
-  struct Kernel {
-    // `out` begins at the first of `lanes` channels; `size` elements are a RoI's.
-    static void run(const RoiAlignParams<A>* params, const RoiPlan<A>* plan, int64_t first,
-                    int64_t last, int64_t lanes, const T* planes, Workspace* work, T* out,
-                    int64_t size) {
-      using Channels = AlignChannels<A, kBytes>;
-      using Block = ChannelBlock<A, kBytes>;
-      constexpr int64_t kLine = 64 / sizeof(T);
-      const auto& level = params->levels[(*plan)[first].level];
-      const int64_t bins = params->pooled_height * params->pooled_width;
-      auto& map = std::get<TurnedMap<T, kBytes>>(work->maps);
-      map.reset(planes, level.height, level.width, lanes);
-      A* sums = work->sums.reserve(plan->most_columns() * Block::kChannels);
-      A* found = work->bins.reserve(bins * Block::kChannels);
-      const typename Channels::Strides strides{map.row_stride(), Block::kChannels};
-      int64_t windows = 0, opened = level.height;
-      for (int64_t i = first; i < last; ++i) {
-        const PlannedRoi<A>& roi = (*plan)[i];
-        opened = std::min(opened, roi.rows.front());
-        windows += static_cast<int64_t>(roi.rows.size()) * (roi.x_end() - roi.x_begin());
-      }
-      // Whole rows one after the other are read several times faster than windows.
-      const bool whole = 4 * windows >= level.height * level.width;
-      for (int64_t i = first; i < last; ++i) {
-        const PlannedRoi<A>& roi = (*plan)[i];
-        if (whole) {
-          for (; opened <= roi.rows.back(); ++opened) map.require(opened, 0, level.width);
-        } else {
-          for (const int64_t y : roi.rows) map.require(y, roi.x_begin(), roi.x_end());
-        }
-        T* result = out + roi.index * size;
-        // The result's lines, for writing, while the cells are summed.
-        for (int64_t k = 0; k < lanes * bins; k += kLine) __builtin_prefetch(result + k, 1);
-        Channels::template align<typename Channels::Vectors::Vector, 1>(
-            roi, params->pooled_height, params->pooled_width, strides, map.cells(), sums, found,
-            Block::kChannels);
-        Block::scatter(found, lanes, bins, result, bins);
-      }
+  // `out` begins at the first of `lanes` channels; `size` elements are a RoI's.
+  static void run(const RoiAlignParams<A>* params, const RoiPlan<A>* plan, int64_t first,
+                  int64_t last, int64_t lanes, const T* planes, TurnedWorkspace<T>* work, T* out,
+                  int64_t size) {
+    using Channels = AlignChannels<A, kBytes>;
+    using Block = ChannelBlock<A, kBytes>;
+    constexpr int64_t kLine = 64 / sizeof(T);
+    const auto& level = params->levels[(*plan)[first].level];
+    const int64_t bins = params->pooled_height * params->pooled_width;
+    auto& map = std::get<TurnedMap<T, kBytes>>(work->maps);
+    map.reset(planes, level.height, level.width, lanes);
+    A* sums = work->sums.reserve(plan->most_columns() * Block::kChannels);
+    A* found = work->bins.reserve(bins * Block::kChannels);
+    const typename Channels::Strides strides{map.row_stride(), Block::kChannels};
+    int64_t windows = 0, opened = level.height;
+    for (int64_t i = first; i < last; ++i) {
+      const PlannedRoi<A>& roi = (*plan)[i];
+      opened = std::min(opened, roi.rows.front());
+      windows += static_cast<int64_t>(roi.rows.size()) * (roi.x_end() - roi.x_begin());
     }
-  };
+    // Whole rows one after the other are read several times faster than windows.
+    const bool whole = 4 * windows >= level.height * level.width;
+    for (int64_t i = first; i < last; ++i) {
+      const PlannedRoi<A>& roi = (*plan)[i];
+      if (whole) {
+        for (; opened <= roi.rows.back(); ++opened) map.require(opened, 0, level.width);
+      } else {
+        for (const int64_t y : roi.rows) map.require(y, roi.x_begin(), roi.x_end());
+      }
+      T* result = out + roi.index * size;
+      // The result's lines, for writing, while the cells are summed.
+      for (int64_t k = 0; k < lanes * bins; k += kLine) __builtin_prefetch(result + k, 1);
+      Channels::template align<typename Channels::Vectors::Vector, 1>(
+          roi, params->pooled_height, params->pooled_width, strides, map.cells(), sums, found,
+          Block::kChannels);
+      Block::scatter(found, lanes, bins, result, bins);
+    }
+  }
 };
 
 template <class T>
@@ -202,15 +200,14 @@ void align_planar(const RoiAlignParams<acc_t<T>>& params, const RoiPlan<acc_t<T>
                   const RoiLevelData<const T>& features, T* out) {
   using A = acc_t<T>;
   const int64_t bins = params.pooled_height * params.pooled_width, size = params.channels * bins;
-  const int64_t block = widest_vector() / static_cast<int64_t>(sizeof(A));
+  const int64_t block = vector_bytes(active_isa()) / static_cast<int64_t>(sizeof(A));
   const int64_t blocks = (params.channels + block - 1) / block;
   const bool turned = can_turn(params);
   const auto pieces = plan.pieces(kPlanarRois);
   const int64_t num_pieces = static_cast<int64_t>(pieces.size());
   // Tasks that read the same planes follow each other.
-  parallel_tasks<typename AlignTurned<T>::Workspace>(
-      threads_of(params), num_pieces * blocks,
-      [&](typename AlignTurned<T>::Workspace& work, int64_t task) {
+  parallel_tasks<TurnedWorkspace<T>>(
+      threads_of(params), num_pieces * blocks, [&](TurnedWorkspace<T>& work, int64_t task) {
         const auto [first, last] = pieces[task % num_pieces];
         const int64_t c = task / num_pieces * block, lanes = std::min(block, params.channels - c);
         const PlannedRoi<A>& roi = plan[first];
@@ -220,8 +217,8 @@ void align_planar(const RoiAlignParams<acc_t<T>>& params, const RoiPlan<acc_t<T>
         const T* planes = features.data[roi.level] +
                           (roi.image * params.channels + c) * level.height * level.width;
         if (turned) {
-          run_on_widest<AlignTurned<T>::template Kernel>(&params, &plan, first, last, lanes, planes,
-                                                         &work, result, size);
+          run_for_isa<AlignTurned, T>(&params, &plan, first, last, lanes, planes, &work, result,
+                                      size);
           return;
         }
         A* sums = work.sums.reserve(2 * Lanes<A>::kCount * (plan.widest() + Lanes<A>::kCount));
@@ -237,27 +234,28 @@ template <class T>
 void align_interleaved(const RoiAlignParams<acc_t<T>>& params, const RoiPlan<acc_t<T>>& plan,
                        const RoiLevelData<const T>& features, T* out) {
   using A = acc_t<T>;
-  using Workspace = typename AlignInterleaved<T>::Workspace;
   const int64_t bins = params.pooled_height * params.pooled_width;
   const int64_t size = bins * params.channels;
+  constexpr int64_t kMost = kInterleavedVectors * Lanes<A, 64>::kCount;  // channels
   const int64_t tasks = (plan.size() + kInterleavedRois - 1) / kInterleavedRois;
-  parallel_tasks<Workspace>(threads_of(params), tasks, [&](Workspace& work, int64_t task) {
-    const int64_t first = task * kInterleavedRois;
-    A* sums = work.sums.reserve(AlignInterleaved<T>::kMost * plan.most_columns());
-    A* found = params.planar_out ? work.bins.reserve(AlignInterleaved<T>::kMost * bins) : nullptr;
-    for (int64_t i = first; i < std::min(first + kInterleavedRois, plan.size()); ++i) {
-      const PlannedRoi<A>& roi = plan[i];
-      if (roi.image < 0) {
-        fill_zeros(plan, i, i + 1, size, out, size);
-        continue;
-      }
-      const auto& level = params.levels[roi.level];
-      run_on_widest<AlignInterleaved<T>::template Kernel>(
-          &roi, params.pooled_height, params.pooled_width, level.width, params.channels,
-          features.data[roi.level] + roi.image * level.height * level.width * params.channels, sums,
-          found, out + roi.index * size);
-    }
-  });
+  parallel_tasks<InterleavedWorkspace<T>>(
+      threads_of(params), tasks, [&](InterleavedWorkspace<T>& work, int64_t task) {
+        const int64_t first = task * kInterleavedRois;
+        A* sums = work.sums.reserve(kMost * plan.most_columns());
+        A* found = params.planar_out ? work.bins.reserve(kMost * bins) : nullptr;
+        for (int64_t i = first; i < std::min(first + kInterleavedRois, plan.size()); ++i) {
+          const PlannedRoi<A>& roi = plan[i];
+          if (roi.image < 0) {
+            fill_zeros(plan, i, i + 1, size, out, size);
+            continue;
+          }
+          const auto& level = params.levels[roi.level];
+          run_for_isa<AlignInterleaved, T>(
+              &roi, params.pooled_height, params.pooled_width, level.width, params.channels,
+              features.data[roi.level] + roi.image * level.height * level.width * params.channels,
+              sums, found, out + roi.index * size);
+        }
+      });
 }
 
 }  // namespace

@@ -50,17 +50,15 @@ struct Best {
   }
 
   // The lane of the best score, of equals that of the smallest index.
+  template <Isa kIsa>
   int lane_of(bits_t<A> best) const {
-    uint32_t equal = 0;
-    for (int lane = 0; lane < kBoundsLanes; ++lane) {
-      equal |= static_cast<uint32_t>(score[lane] == best) << lane;
-    }
-    return first_of(equal, id);
+    return first_of(bits_where<kIsa>([&](int lane) { return score[lane] == best; }), id);
   }
 
+  template <Isa kIsa>
   void set(int lane, const Best& below) {
     score[lane] = below.max();
-    id[lane] = below.id[below.lane_of(score[lane])];
+    id[lane] = below.id[below.template lane_of<kIsa>(score[lane])];
   }
 };
 
@@ -78,7 +76,7 @@ struct Rule {
   A iou_threshold, sigma, score_threshold;
 };
 
-template <class A>
+template <class A, Isa kIsa>
 struct PickFromGroup {
   // Picks up to `limit` boxes; result[k] is the decayed score of the group's k-th box where it is
   // picked.
@@ -109,7 +107,7 @@ struct PickFromGroup {
  private:
   static int64_t best_id(const Group<A>& group, int64_t root) {
     const Best<A>& nodes = group.of_nodes[root];
-    return nodes.id[nodes.lane_of(nodes.max())];
+    return nodes.id[nodes.template lane_of<kIsa>(nodes.max())];
   }
 
   static void start(const Group<A>& group) {
@@ -127,23 +125,21 @@ struct PickFromGroup {
     Best<A>& node = group.of_leaves[leaf / kBoundsLanes];
     node.score[leaf % kBoundsLanes] = best;
     if (best < 0) return;  // all are out: nobody asks which is the first
-    uint32_t equal = 0;
-    for (int lane = 0; lane < kBoundsLanes; ++lane) {
-      equal |= static_cast<uint32_t>(to_bits(scores[lane]) == best) << lane;
-    }
     const uint32_t* ids = group.tree.leaves[leaf].id;
+    const uint32_t equal =
+        bits_where<kIsa>([&](int lane) { return to_bits(scores[lane]) == best; });
     node.id[leaf % kBoundsLanes] = ids[first_of(equal, ids)];
   }
 
   static void refresh_node(const Group<A>& group, int64_t node) {
-    group.of_nodes[node / kBoundsLanes].set(static_cast<int>(node % kBoundsLanes),
-                                            group.of_leaves[node]);
+    group.of_nodes[node / kBoundsLanes].template set<kIsa>(static_cast<int>(node % kBoundsLanes),
+                                                           group.of_leaves[node]);
   }
 
   // Lowers the scores of all boxes that meet this one, which itself is out already.
   static void decay(const Rule<A>& rule, const Group<A>& group, const Box<A>& box, A box_area) {
     const bool linear = rule.method == Decay::kLinear;
-    group.tree.for_each_node(box, [&](int64_t node, uint32_t leaves) {
+    group.tree.template for_each_node<kIsa>(box, [&](int64_t node, uint32_t leaves) {
       for (; leaves != 0; leaves &= leaves - 1) {
         const int64_t number = node * kBoundsLanes + __builtin_ctz(leaves);
         const Leaf<A>& leaf = group.tree.leaves[number];
@@ -165,12 +161,12 @@ struct PickFromGroup {
   }
 };
 
-// Kernel for run_on_best_isa, which takes plain arguments.
-template <class A>
+// Kernel for run_for_isa, which takes plain arguments.
+template <class A, Isa kIsa>
 struct RunGroup {
   static void run(int64_t limit, const Rule<A>* rule, const Group<A>* group,
                   const ClassItem* members, A* decayed) {
-    PickFromGroup<A>::pick(limit, *rule, *group, [&](int64_t k, A score) {
+    PickFromGroup<A, kIsa>::pick(limit, *rule, *group, [&](int64_t k, A score) {
       decayed[members == nullptr ? k : members[k].index] = score;
     });
   }
@@ -229,8 +225,8 @@ void run_group(int64_t begin, int64_t count, int64_t limit, const Rule<acc_t<T>>
     if (place != kNoPlace) group.scores[place / kBoundsLanes][place % kBoundsLanes] = score;
   }
   if (group.tree.num_leaves == 0) return;
-  run_on_best_isa<RunGroup<A>>(limit, &rule, static_cast<const Group<A>*>(&group), members,
-                               w.decayed.get());
+  run_for_isa<RunGroup, A>(limit, &rule, static_cast<const Group<A>*>(&group), members,
+                           w.decayed.get());
 }
 
 // Boxes that a thread takes at a time, about.

@@ -37,7 +37,7 @@ struct Group {
   Block<acc_t<T>>* blocks;      // [ceil(count / 32)]
 };
 
-template <class T>
+template <class T, Isa kIsa>
 struct FuseGroup {
   using A = acc_t<T>;
 
@@ -78,12 +78,10 @@ struct FuseGroup {
     A best_iou = threshold;
     for (int64_t first = 0; first < clusters; first += kBoundsLanes) {
       const Block<A>& block = blocks[first / kBoundsLanes];
-      uint32_t maybe = 0;
-      for (int lane = 0; lane < kBoundsLanes; ++lane) {
-        const A inter = intersection(box, block.boxes.box(lane));
-        maybe |= static_cast<uint32_t>(may_exceed(inter, box_area, block.area[lane], best_iou))
-                 << lane;
-      }
+      uint32_t maybe = bits_where<kIsa>([&](int lane) {
+        return may_exceed(intersection(box, block.boxes.box(lane)), box_area, block.area[lane],
+                          best_iou);
+      });
       for (; maybe != 0; maybe &= maybe - 1) {
         const int lane = __builtin_ctz(maybe);
         const A overlap = iou(intersection(box, block.boxes.box(lane)), box_area, block.area[lane]);
@@ -125,8 +123,8 @@ void run_group(int64_t begin, Group<T> group, const FusionParams& p, Workspace<T
   group.clusters = &w.clusters[begin];
   group.blocks = group.count <= kBoundsLanes ? &one_block : &w.blocks[leaf_begin(begin)];
   int64_t num_clusters = 0;
-  run_on_best_isa<FuseGroup<T>>(static_cast<const Group<T>*>(&group),
-                                threshold_below<A>(p.iou_threshold), &num_clusters);
+  run_for_isa<FuseGroup, T>(static_cast<const Group<T>*>(&group),
+                            threshold_below<A>(p.iou_threshold), &num_clusters);
   for (int64_t c = 0; c < num_clusters; ++c) {
     const Cluster<A>& cluster = group.clusters[c];
     w.scores[cluster.founder] =
