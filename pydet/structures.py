@@ -30,6 +30,7 @@ class Target(TypedDict, total=False):
     iscrowd: Tensor  # [G] bool, as annotated
     difficult: Tensor  # [G] bool, as annotated
     original_size: Size  # set by Preprocessing.resize_sample: (height, width) before resizing
+    sized: Size  # set by transforms that choose the size to learn from: (height, width) of it
 
 
 class Detection(TypedDict):

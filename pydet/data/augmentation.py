@@ -15,6 +15,7 @@ from pydet.data.transforms import (
     Sample,
     check_probability,
     is_ignored,
+    mark_sized,
     resize,
     select_boxes,
     uniform,
@@ -307,7 +308,7 @@ class RandomScaleJitter:
             int(place * (wanted - length + 1))
             for wanted, length, place in zip(self.size, inner, places, strict=True)
         )
-        return pad(image, target, self.size, (top, left), self.fill)
+        return mark_sized(*pad(image, target, self.size, (top, left), self.fill))
 
     def __repr__(self) -> str:
         return (

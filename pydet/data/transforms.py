@@ -4,7 +4,8 @@
 A transform is any callable ``(image, target) -> (image, target)``; those of pydet take images [3,
 H, W] uint8, leave their arguments unchanged, and draw random numbers from torch's global generator
 only. Each tensor of a target that has at least one dimension belongs to the boxes, one row each,
-and follows them.
+and follows them. Those that resize choose the size that a detector of no fixed size learns from,
+unless a later one cuts or enlarges the image again.
 """
 
 from collections.abc import Callable, Sequence
@@ -62,7 +63,8 @@ class ResizeShortSide:
         scale = size / min(height, width)
         if self.max_size is not None:
             scale = min(scale, self.max_size / max(height, width))
-        return resize(image, target, (max(1, round(height * scale)), max(1, round(width * scale))))
+        new = (max(1, round(height * scale)), max(1, round(width * scale)))
+        return mark_sized(*resize(image, target, new))
 
     def __repr__(self) -> str:
         return f"ResizeShortSide({list(self.sizes)}, max_size={self.max_size})"
@@ -83,7 +85,7 @@ class ResizeFixed:
 
     def __call__(self, image: Tensor, target: Target) -> Sample:
         """Returns the changed image and its objects."""
-        return resize(image, target, self.size)
+        return mark_sized(*resize(image, target, self.size))
 
     def __repr__(self) -> str:
         return f"ResizeFixed(height={self.size[0]}, width={self.size[1]})"
@@ -142,6 +144,13 @@ def resize(image: Tensor, target: Target, size: tuple[int, int]) -> Sample:
     if "area" in target:
         target["area"] = target["area"] * (scale_x * scale_y)
     return resize_image(image, size), target
+
+
+def mark_sized(image: Tensor, target: Target) -> Sample:
+    """The image and a copy of ``target`` that says that its size was chosen: not to be changed."""
+    marked = target.copy()
+    marked["sized"] = (image.shape[1], image.shape[2])
+    return image, marked
 
 
 def with_boxes(target: Target, boxes: Tensor) -> Target:

@@ -36,14 +36,15 @@ def load_batches(
     Args:
         dataset: (image, target) pairs.
         sampler: which images make which batch.
-        preprocessing: the model's: resizes each image in the worker and makes the batch.
+        preprocessing: the model's: resizes each image in the worker and makes the batch. Where it
+            is by the short side, images whose size a transform chose keep that.
         transform: random changes before it.
         seed: of the random changes; see `pydet.data.SeededView`.
         workers: processes that read; 0: this one.
         device: where the batches will go.
     """
     loader: DataLoader[Any] = DataLoader(
-        SeededView(dataset, _Prepare(transform, preprocessing.resize_sample), seed),
+        SeededView(dataset, _Prepare(transform, preprocessing), seed),
         batch_sampler=sampler,
         collate_fn=preprocessing.collate,
         num_workers=workers,
@@ -58,11 +59,15 @@ def load_batches(
 class _Prepare:
     """What a worker does to a sample: the random changes, then the model's resizing."""
 
-    def __init__(self, transform: Transform | None, resize: Transform) -> None:
+    def __init__(self, transform: Transform | None, preprocessing: Preprocessing) -> None:
         self.transform = transform
-        self.resize = resize
+        self.resize = preprocessing.resize_sample
+        self.any_size = preprocessing.resize == "short_side"
 
     def __call__(self, image: Tensor, target: Target) -> Sample:
         if self.transform is not None:
             image, target = self.transform(image, target)
+        # What a later transform cut or enlarged has no chosen size any more.
+        if self.any_size and target.get("sized") == tuple(image.shape[1:]):
+            return image, target
         return self.resize(image, target)

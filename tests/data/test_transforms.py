@@ -93,7 +93,9 @@ def test_boxes_stay_inside_and_rows_stay_together(transform, sample, seed):
     for key in ("ignored", "iscrowd", "difficult", "extra"):
         assert torch.equal(result[key], before[key][rows])
     assert result["image_id"] == 7
-    assert set(result) == set(before)
+    resizes = isinstance(transform, ResizeShortSide | ResizeFixed | RandomScaleJitter)
+    assert set(result) == set(before) | ({"sized"} if resizes else set())
+    assert result.get("sized", (height, width)) == (height, width)
     sides = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
     torch.testing.assert_close(result["area"], sides, rtol=1e-3, atol=1e-2)
 
