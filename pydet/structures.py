@@ -18,8 +18,8 @@ from pydet.ops._checks import check_same_device, check_tensor
 
 Size = tuple[int, int]
 
-# Pixels that an image of which nothing is known is taken to reach beyond its borders. No anchor lies
-# further out, and areas in float32 stay finite.
+# Pixels from the border of a blank image to that of its box: no anchor lies further out, and areas
+# stay finite in float32.
 _FAR = 2.0**20
 
 
