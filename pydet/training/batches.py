@@ -16,6 +16,8 @@ from pydet.training.sampler import StreamBatchSampler
 
 Sample = tuple[Tensor, Target]
 Transform = Callable[[Tensor, Target], Sample]
+Piece = tuple[ImageBatch, PackedTargets]
+"""What a device computes at once: its share of a step, or with ``accumulate`` a part of that."""
 
 
 def load_batches(
@@ -27,7 +29,7 @@ def load_batches(
     seed: int,
     workers: int,
     device: torch.device,
-) -> Generator[tuple[ImageBatch, PackedTargets], None, None]:
+) -> Generator[Piece, None, None]:
     """Every batch that `sampler` names, in its order, on the CPU (pinned for a CUDA `device`).
 
     One generator serves all epochs, so the workers live as long as the training: until it is
