@@ -105,6 +105,7 @@ def train(
         A `TrainResult`; the same on every process.
 
     Raises:
+        TypeError: `val_dataset` is another data set than a DetectionDataset.
         ValueError: settings that do not fit the machine, the data or the model; an output folder
             that holds another training.
         CheckpointError: the checkpoint is damaged or of another model or data set.

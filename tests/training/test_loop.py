@@ -434,6 +434,17 @@ def test_other_classes_are_refused(drawn, tmp_path):
         train(model, dataset, config=CONFIG, output=tmp_path)
 
 
+def test_a_data_set_that_cannot_be_measured_on_is_refused_at_the_start(drawn, tmp_path):
+    dataset = open_dataset(drawn, "train")
+    names = dataset.class_names
+    model = create_model("tiny", len(names), class_names=names)
+    part = torch.utils.data.Subset(dataset, [0, 1])
+    words = r"val_dataset must be a pydet\.data\.DetectionDataset or None, got Subset"
+    with pytest.raises(TypeError, match=words):
+        train(model, dataset, part, CONFIG, output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [({"precision": "fp16"}, "precision must be 32 or bf16 on the CPU"),
