@@ -18,6 +18,10 @@ from pydet.ops._checks import check_same_device, check_tensor
 
 Size = tuple[int, int]
 
+# Pixels from the border of a blank image to that of its box: no anchor lies further out, and areas
+# stay finite in float32.
+_FAR = 2.0**20
+
 
 class Target(TypedDict, total=False):
     """Ground truth of one image. ``boxes`` and ``labels`` are needed, the rest is optional."""
@@ -30,6 +34,8 @@ class Target(TypedDict, total=False):
     iscrowd: Tensor  # [G] bool, as annotated
     difficult: Tensor  # [G] bool, as annotated
     original_size: Size  # set by Preprocessing.resize_sample: (height, width) before resizing
+    sized: Size  # set by transforms that choose the size to learn from: (height, width) of it
+    blank: bool  # the image could not be read: its boxes, all ignored, reach far beyond it
 
 
 class Detection(TypedDict):
@@ -102,6 +108,7 @@ class PackedTargets:
 
     Attributes:
         boxes: [ΣG, 4] float32, pixels of the batch, clipped to the image's content; NaN if invalid.
+            Those of images that could not be read (``Target.blank``) reach far beyond the content.
         labels: [ΣG] int64.
         ignored: [ΣG] bool. No anchor learns such a box, and the anchors that lie in it are not
             background either.
@@ -205,6 +212,13 @@ def pack_targets(
         limits = image_sizes.flip(1).repeat(1, 2)  # [B, 4]: width, height, width, height
         limits = limits.repeat_interleave(torch.tensor(counts), dim=0)  # [ΣG, 4]
         boxes = torch.minimum(boxes.clamp(min=0), _to_device(limits, device))
+    blank = [target.get("blank", False) for target in targets]
+    if any(blank):
+        # Anchors that hang out of the image would not lie in a box of its size: background.
+        rows = torch.tensor(blank).repeat_interleave(torch.tensor(counts))  # [ΣG]
+        rows = _to_device(rows[:, None], device)
+        everywhere = _to_device(torch.tensor([-_FAR, -_FAR, _FAR, _FAR]), device)
+        boxes = torch.where(rows, everywhere, boxes)
     valid &= (boxes[:, 2:] > boxes[:, :2]).all(1)
     boxes = torch.where(valid[:, None], boxes, math.nan)
     num_invalid = valid.logical_not().sum()

@@ -77,6 +77,61 @@ def test_resume_needs_no_setting_again(trained, drawn, tmp_path, capsys):
     assert "which holds a training" in capsys.readouterr().err
 
 
+def test_a_file_given_to_go_on_must_agree_with_the_checkpoint(trained, tmp_path, capsys):
+    output, file = tmp_path / "copy", tmp_path / "config.toml"
+    shutil.copytree(trained, output)
+    resume = ["train", "--output", str(output), "--resume", "--config", str(file)]
+    file.write_text('[model]\nname = "tiny"\n[train]\nepochs = 2\nbatch_size = 4\n')
+    assert main([*resume, "--print-config"]) == 0
+    assert "learning_rate = 0.05\n" in capsys.readouterr().out  # the checkpoint's: not in the file
+    file.write_text(
+        '[model]\nname = "tiny"\nchannels = 4\n[train]\nepochs = 9\nlearning_rate = 1\n'
+        "[augment]\ntransforms = []\n"
+    )
+    assert main([*resume, "--print-config"]) == 2
+    (line,) = capsys.readouterr().err.strip().split("\n")
+    assert f"--config must agree with {output / 'last.ckpt'}" in line
+    for words in (
+        "[model] channels = 4 where the checkpoint has none;",
+        "[train] epochs = 9 where the checkpoint has 2;",
+        "[train] learning_rate = 1.0 where the checkpoint has 0.05;",
+        '[augment] transforms = [] where the checkpoint has [{ name = "random_horizontal_flip" }]',
+    ):
+        assert words in line
+    flags = ["--option", "channels=8", "--epochs", "3", "--learning-rate", "0.5", "--no-augment"]
+    assert main([*resume, *flags]) == 0
+    settings = load_checkpoint(output / "last.ckpt")["config"]
+    assert (settings["train"]["epochs"], settings["train"]["learning_rate"]) == (3, 0.5)
+    assert (settings["train"]["batch_size"], settings["augment"]["transforms"]) == (4, [])
+
+
+def test_a_file_names_the_folder_and_begins_where_there_is_no_checkpoint(
+    trained, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "config.toml"
+    file.write_text('[model]\nname = "tiny"\n[train]\nepochs = 9\n')
+    resume = ["train", "--resume", "--config", str(file), "--print-config"]
+    assert main(resume) == 0
+    assert "epochs = 9\n" in capsys.readouterr().out
+    shutil.copytree(trained, tmp_path / "runs" / "tiny")
+    assert main(resume) == 2
+    assert "epochs = 9 where the checkpoint has 2" in capsys.readouterr().err
+
+
+def test_settings_of_another_pydet_are_mended_in_a_file(trained, tmp_path, capsys):
+    file, checkpoint = tmp_path / "config.toml", tmp_path / "last.ckpt"
+    state = load_checkpoint(trained / "last.ckpt")
+    state["config"]["train"]["channels_last"] = True
+    torch.save(state, checkpoint)
+    resume = ["train", "--resume-from", str(checkpoint), "--print-config"]
+    assert main(resume) == 2
+    assert "unknown key 'channels_last'" in capsys.readouterr().err
+    file.write_text('[model]\nname = "tiny"\n[train]\nepochs = 9\n')
+    assert main([*resume, "--config", str(file)]) == 0
+    assert "epochs = 9\n" in capsys.readouterr().out
+
+
 def test_eval_prints_and_writes_all_measures(trained, drawn, tmp_path, capsys):
     weights = str(trained / "best.safetensors")
     arguments = ["--weights", weights, "--data", str(drawn), "--split", "val", "--device", "cpu",

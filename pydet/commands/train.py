@@ -13,7 +13,7 @@ import pydet
 from pydet.commands._common import import_modules, open_part
 from pydet.data import DetectionDataset, build_transform, summarize_problems
 from pydet.models import Detector, create_model
-from pydet.training._toml import parse_value
+from pydet.training._toml import format_value, parse_value, read_toml
 from pydet.training.alternating import train_alternating
 from pydet.training.checkpoint import LAST, load_checkpoint, seed_everything
 from pydet.training.config import DataConfig, RunConfig, TrainConfig
@@ -29,7 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("name", nargs="?", metavar="NAME", help="detector, see pydet.list_models()")
     _add_data_arguments(parser)
-    parser.add_argument("--config", metavar="FILE", help="TOML file of settings")
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="TOML file of settings; one given to go on must agree with the checkpoint's",
+    )
     parser.add_argument("--weights", metavar="FILE", help="trained detector or trunk to start from")
     parser.add_argument(
         "--option",
@@ -109,17 +113,59 @@ def run(args: argparse.Namespace) -> int:
 
 def _config(args: argparse.Namespace) -> RunConfig:
     """The settings: a file's, or those of the training to go on with, changed by the flags."""
-    if args.config:
-        config = RunConfig.read(args.config)
-    else:
-        config = RunConfig()
-        folder = args.output or (f"runs/{args.name}" if args.name else None)
-        resumed = args.resume_from
-        last = Path(folder or "", "step1" if args.alternating else "", LAST)
-        if args.resume and folder and last.exists():
-            resumed = last
-        if resumed:
-            config = RunConfig.from_dict(load_checkpoint(Path(resumed))["config"], str(resumed))
+    given = read_toml(Path(args.config)) if args.config else {}
+    config = RunConfig.from_dict(given, args.config or "RunConfig")
+    changes = _changes(args)
+    name = args.name or config.model.name
+    folder = args.output or (f"runs/{name}" if name else None)
+    resumed = args.resume_from
+    last = Path(folder or "", "step1" if args.alternating else "", LAST)
+    if args.resume and not resumed and folder and last.exists():
+        resumed = last
+    if resumed:
+        saved = load_checkpoint(Path(resumed))["config"]
+        try:
+            saved_config = RunConfig.from_dict(saved, str(resumed))
+        except (TypeError, ValueError):
+            if not given:
+                raise
+            return config.override(changes)  # settings of another pydet, mended in the file
+        _check_agree(resumed, given, config.override(changes), saved_config.override(changes))
+        config = saved_config
+    return config.override(changes)
+
+
+def _check_agree(
+    resumed: str | Path, given: dict[str, Any], config: RunConfig, saved_config: RunConfig
+) -> None:
+    """Refuse a file with other settings than those of the training that goes on.
+
+    Args:
+        resumed: the checkpoint to go on from.
+        given: what the file says; other settings of `config` are defaults.
+        config: its settings, and those of flags.
+        saved_config: the checkpoint's, and those of flags.
+
+    Raises:
+        ValueError: names all that differ.
+    """
+    asked, saved = config.to_dict(), saved_config.to_dict()
+    differences = [
+        f"[{table}] {key} = {format_value(asked[table][key])} where the checkpoint has "
+        + (format_value(saved[table][key]) if key in saved[table] else "none")
+        for table, values in given.items()
+        for key in values
+        if asked[table][key] != saved[table].get(key)
+    ]
+    if differences:
+        raise ValueError(
+            f"--config must agree with {resumed}, the checkpoint to go on from (leave it out, or "
+            f"change settings by flags), got {'; '.join(differences)}"
+        )
+
+
+def _changes(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """What the flags say, by table and key."""
     model: dict[str, Any] = {"name": args.name, "weights": args.weights}
     model["modules"] = args.modules or None
     for option in args.option:
@@ -142,7 +188,7 @@ def _config(args: argparse.Namespace) -> RunConfig:
     }
     if args.no_augment:
         changes["augment"] = {"transforms": []}
-    return config.override(changes)
+    return changes
 
 
 def _train(args: argparse.Namespace, config: RunConfig) -> int:

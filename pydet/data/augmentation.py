@@ -13,8 +13,12 @@ from torch import Tensor
 
 from pydet.data.transforms import (
     Sample,
+    check_number,
+    check_numbers,
     check_probability,
+    check_size,
     is_ignored,
+    mark_sized,
     resize,
     select_boxes,
     uniform,
@@ -58,16 +62,18 @@ class PhotometricDistortion:
         hue: float = 18.0,
         p: float = 0.5,
     ) -> None:
+        name = type(self).__name__
+        check_number(name, "brightness", brightness)
+        check_number(name, "hue", hue)
         self.brightness = brightness
-        self.contrast = tuple(contrast)
-        self.saturation = tuple(saturation)
+        self.contrast = check_numbers(name, "contrast", contrast, 2)
+        self.saturation = check_numbers(name, "saturation", saturation, 2)
         self.hue = hue
-        self.p = check_probability("PhotometricDistortion", p)
-        for name, (low, high) in (("contrast", contrast), ("saturation", saturation)):
+        self.p = check_probability(name, p)
+        for argument, (low, high) in (("contrast", self.contrast), ("saturation", self.saturation)):
             if not 0 <= low <= high:
                 raise ValueError(
-                    f"PhotometricDistortion: {name} must be (lowest, highest) >= 0, "
-                    f"got {(low, high)}"
+                    f"{name}: {argument} must be (lowest, highest) >= 0, got {(low, high)}"
                 )
 
     def __call__(self, image: Tensor, target: Target) -> Sample:
@@ -143,12 +149,21 @@ class RandomIoUCrop:
         max_aspect_ratio: float = 2.0,
         trials: int = 50,
     ) -> None:
+        name = type(self).__name__
+        for argument, value in (
+            ("min_scale", min_scale),
+            ("max_scale", max_scale),
+            ("min_aspect_ratio", min_aspect_ratio),
+            ("max_aspect_ratio", max_aspect_ratio),
+        ):
+            check_number(name, argument, value)
+        check_number(name, "trials", trials, whole=True)
         if not 0 < min_scale <= max_scale <= 1:
             raise ValueError(
-                "RandomIoUCrop: scales must obey 0 < min_scale <= max_scale <= 1, "
+                f"{name}: scales must obey 0 < min_scale <= max_scale <= 1, "
                 f"got {min_scale}, {max_scale}"
             )
-        self.min_ious = tuple(min_ious)
+        self.min_ious = check_numbers(name, "min_ious", min_ious)
         self.scale = (min_scale, max_scale)
         self.aspect_ratio = (min_aspect_ratio, max_aspect_ratio)
         self.trials = trials
@@ -228,11 +243,13 @@ class RandomZoomOut:
         fill: tuple[int, int, int] = (124, 116, 104),
         p: float = 0.5,
     ) -> None:
+        name = type(self).__name__
+        check_number(name, "max_ratio", max_ratio)
         if max_ratio < 1:
-            raise ValueError(f"RandomZoomOut: max_ratio must be at least 1, got {max_ratio}")
+            raise ValueError(f"{name}: max_ratio must be at least 1, got {max_ratio}")
         self.max_ratio = max_ratio
-        self.fill = tuple(fill)
-        self.p = check_probability("RandomZoomOut", p)
+        self.fill = check_numbers(name, "fill", fill, 3, whole=True)
+        self.p = check_probability(name, p)
 
     def __call__(self, image: Tensor, target: Target) -> Sample:
         """Returns the changed image and its objects."""
@@ -273,18 +290,16 @@ class RandomScaleJitter:
         max_scale: float = 1.5,
         fill: tuple[int, int, int] = (124, 116, 104),
     ) -> None:
-        if height < 1 or width < 1:
-            raise ValueError(
-                f"RandomScaleJitter: the size must be positive, got {height} x {width}"
-            )
+        name = type(self).__name__
+        self.size = check_size(name, height, width)
+        check_number(name, "min_scale", min_scale)
+        check_number(name, "max_scale", max_scale)
         if not 0 < min_scale <= max_scale:
             raise ValueError(
-                "RandomScaleJitter: scales must obey 0 < min_scale <= max_scale, "
-                f"got {min_scale}, {max_scale}"
+                f"{name}: scales must obey 0 < min_scale <= max_scale, got {min_scale}, {max_scale}"
             )
-        self.size = (height, width)
         self.scale = (min_scale, max_scale)
-        self.fill = tuple(fill)
+        self.fill = check_numbers(name, "fill", fill, 3, whole=True)
 
     def __call__(self, image: Tensor, target: Target) -> Sample:
         """Returns the changed image and its objects."""
@@ -307,7 +322,7 @@ class RandomScaleJitter:
             int(place * (wanted - length + 1))
             for wanted, length, place in zip(self.size, inner, places, strict=True)
         )
-        return pad(image, target, self.size, (top, left), self.fill)
+        return mark_sized(*pad(image, target, self.size, (top, left), self.fill))
 
     def __repr__(self) -> str:
         return (

@@ -199,6 +199,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
             area=torch.tensor([float(width * height)]),
             iscrowd=torch.ones(1, dtype=torch.bool),
             difficult=torch.zeros(1, dtype=torch.bool),
+            blank=True,
         )
         return torch.zeros(3, height, width, dtype=torch.uint8), target
 

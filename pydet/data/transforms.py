@@ -4,10 +4,13 @@
 A transform is any callable ``(image, target) -> (image, target)``; those of pydet take images [3,
 H, W] uint8, leave their arguments unchanged, and draw random numbers from torch's global generator
 only. Each tensor of a target that has at least one dimension belongs to the boxes, one row each,
-and follows them.
+and follows them. Those that resize choose the size that a detector of no fixed size learns from,
+unless a later one cuts or enlarges the image again.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
+from numbers import Integral, Real
 from typing import Any, cast
 
 import torch
@@ -48,12 +51,16 @@ class ResizeShortSide:
     """
 
     def __init__(self, size: int | Sequence[int], max_size: int | None = None) -> None:
-        self.sizes = (size,) if isinstance(size, int) else tuple(size)
+        name = type(self).__name__
+        sizes = size if isinstance(size, Iterable) else (size,)
+        self.sizes = check_numbers(name, "size", sizes, whole=True)
         self.max_size = max_size
-        if not self.sizes or min(self.sizes) < 1:
-            raise ValueError(f"ResizeShortSide: size must be positive, got {size}")
-        if max_size is not None and max_size < 1:
-            raise ValueError(f"ResizeShortSide: max_size must be positive, got {max_size}")
+        if min(self.sizes) < 1:
+            raise ValueError(f"{name}: size must be positive, got {size}")
+        if max_size is not None:
+            check_number(name, "max_size", max_size, whole=True)
+            if max_size < 1:
+                raise ValueError(f"{name}: max_size must be positive, got {max_size}")
 
     def __call__(self, image: Tensor, target: Target) -> Sample:
         """Returns the changed image and its objects."""
@@ -62,7 +69,8 @@ class ResizeShortSide:
         scale = size / min(height, width)
         if self.max_size is not None:
             scale = min(scale, self.max_size / max(height, width))
-        return resize(image, target, (max(1, round(height * scale)), max(1, round(width * scale))))
+        new = (max(1, round(height * scale)), max(1, round(width * scale)))
+        return mark_sized(*resize(image, target, new))
 
     def __repr__(self) -> str:
         return f"ResizeShortSide({list(self.sizes)}, max_size={self.max_size})"
@@ -77,13 +85,11 @@ class ResizeFixed:
     """
 
     def __init__(self, height: int, width: int) -> None:
-        if height < 1 or width < 1:
-            raise ValueError(f"ResizeFixed: the size must be positive, got {height} x {width}")
-        self.size = (height, width)
+        self.size = check_size(type(self).__name__, height, width)
 
     def __call__(self, image: Tensor, target: Target) -> Sample:
         """Returns the changed image and its objects."""
-        return resize(image, target, self.size)
+        return mark_sized(*resize(image, target, self.size))
 
     def __repr__(self) -> str:
         return f"ResizeFixed(height={self.size[0]}, width={self.size[1]})"
@@ -144,6 +150,13 @@ def resize(image: Tensor, target: Target, size: tuple[int, int]) -> Sample:
     return resize_image(image, size), target
 
 
+def mark_sized(image: Tensor, target: Target) -> Sample:
+    """The image and a copy of ``target`` that says that its size was chosen: not to be changed."""
+    marked = target.copy()
+    marked["sized"] = (image.shape[1], image.shape[2])
+    return image, marked
+
+
 def with_boxes(target: Target, boxes: Tensor) -> Target:
     """A copy of ``target`` with other boxes [G, 4]."""
     changed = target.copy()
@@ -183,15 +196,78 @@ def is_ignored(target: Target) -> Tensor:
     return target.get("ignored", torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device))
 
 
-def check_probability(name: str, p: float) -> float:
+def check_probability(name: str, p: Any) -> float:
     """Returns ``p`` if it is a probability.
 
     Raises:
-        ValueError: It is not.
+        TypeError: It is no number.
+        ValueError: It is not in [0, 1].
     """
+    check_number(name, "p", p)
     if not 0 <= p <= 1:
         raise ValueError(f"{name}: p must lie in [0, 1], got {p}")
-    return p
+    return float(p)
+
+
+def check_number(name: str, argument: str, value: Any, *, whole: bool = False) -> None:
+    """Refuses what is no number.
+
+    Args:
+        name: The transform, for the sentence.
+        argument: Its argument.
+        value: What was given.
+        whole: Whether it must be a whole number.
+
+    Raises:
+        TypeError: It is of another type; True and False are no numbers.
+        ValueError: It is NaN or infinite.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
+        what = "a whole number" if whole else "a number"
+        raise TypeError(f"{name}: {argument} must be {what}, got {value!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name}: {argument} must be finite, got {value}")
+
+
+def check_size(name: str, height: Any, width: Any) -> tuple[int, int]:
+    """Returns (height, width) if both are positive whole numbers.
+
+    Raises:
+        TypeError: One is no whole number.
+        ValueError: One is not positive.
+    """
+    check_number(name, "height", height, whole=True)
+    check_number(name, "width", width, whole=True)
+    if height < 1 or width < 1:
+        raise ValueError(f"{name}: the size must be positive, got {height} x {width}")
+    return height, width
+
+
+def check_numbers(
+    name: str, argument: str, values: Any, count: int | None = None, *, whole: bool = False
+) -> tuple[Any, ...]:
+    """Returns a list of numbers as a tuple.
+
+    Args:
+        name: The transform, for the sentence.
+        argument: Its argument.
+        values: What was given.
+        count: How many there must be; None: at least one.
+        whole: Whether they must be whole numbers.
+
+    Raises:
+        TypeError: It is no list, or one of its items no number.
+        ValueError: There are more or fewer, or one is NaN or infinite.
+    """
+    if not isinstance(values, Iterable) or isinstance(values, str):
+        raise TypeError(f"{name}: {argument} must be a list of numbers, got {values!r}")
+    items = tuple(values)
+    if not items or len(items) != (count or len(items)):
+        wanted = f"have {count} numbers" if count else "not be empty"
+        raise ValueError(f"{name}: {argument} must {wanted}, got {items}")
+    for i, item in enumerate(items):
+        check_number(name, f"{argument}[{i}]", item, whole=whole)
+    return items
 
 
 def _happens(p: float) -> bool:

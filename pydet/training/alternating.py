@@ -20,6 +20,7 @@ from pydet.models.faster_rcnn import FasterRCNN
 from pydet.training.batches import Sample
 from pydet.training.config import TrainConfig
 from pydet.training.loop import TrainResult, train
+from pydet.training.report import check_fits
 
 
 def train_alternating(
@@ -47,12 +48,14 @@ def train_alternating(
         Of the last step, or of the one that a signal ended.
 
     Raises:
-        ValueError: The model is no Faster R-CNN; or see :func:`pydet.training.train`.
+        TypeError: See :func:`pydet.training.train`.
+        ValueError: The model is no Faster R-CNN; or see there.
     """
     if not isinstance(model, FasterRCNN):
         raise ValueError(
             f"train_alternating: model must be a Faster R-CNN, got {type(model).__name__}"
         )
+    check_fits(model, train_dataset, val_dataset)  # which is evaluated in the last step only
     config = config or TrainConfig()
     proposer, current = copy.deepcopy(model), copy.deepcopy(model)
     result: TrainResult | None = None

@@ -26,8 +26,10 @@ class CheckpointError(Exception):
     """A checkpoint that is damaged, of another kind, or does not fit this training."""
 
 
-def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
+def save_checkpoint(folder: Path, state: dict[str, Any], *, again: bool = False) -> None:
     """Write ``last.ckpt`` in `folder`; the one before is kept as ``previous.ckpt``.
+
+    If it is written `again`, at the same step, it takes the place of ``last.ckpt`` alone.
 
     At every moment at least one of the two is a whole checkpoint; where the file system has hard
     links, ``last.ckpt`` itself never goes missing.
@@ -35,7 +37,7 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
     last, previous = folder / LAST, folder / PREVIOUS
     with atomic_path(last) as temporary:
         torch.save({"format": FORMAT, **state}, temporary)
-        if last.exists():
+        if last.exists() and not again:
             # A second name for the old file, moved over the older one: `last` never goes missing.
             link = folder / f".{PREVIOUS}.tmp-{os.getpid()}"
             link.unlink(missing_ok=True)

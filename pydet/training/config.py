@@ -185,7 +185,9 @@ class TrainConfig:
         1, "epochs between two evaluations; the last is always evaluated", minimum=1
     )
     eval_batch_size: int = _option(
-        0, "images a batch of the evaluation, a device; 0: batch_size", minimum=0
+        0,
+        "images a batch of the evaluation, a device; 0: as many as one learns from at once",
+        minimum=0,
     )
     best_metric: str = _option(
         "ap", "metric whose best weights are kept: ap, ap50 or ap75", choices=("ap", "ap50", "ap75")

@@ -5,6 +5,7 @@ import contextlib
 import json
 import math
 import sys
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,18 +15,43 @@ from pydet._files import write_text
 LOG = "metrics.jsonl"
 
 
+class Clock:
+    """Measures how fast images are learnt from; the time inside of its blocks is left out.
+
+    Args:
+        position: images seen so far.
+    """
+
+    def __init__(self, position: int) -> None:
+        self._position, self._begin = position, time.perf_counter()
+
+    def __enter__(self) -> None:
+        self._stopped = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._begin += time.perf_counter() - self._stopped
+
+    def images_per_second(self, position: int) -> float:
+        """Mean since the last call, or the start; to be asked when a GPU has caught up."""
+        now = time.perf_counter()
+        rate = (position - self._position) / max(now - self._begin, 1e-9)
+        self._position, self._begin = position, now
+        return rate
+
+
 class RunLog:
     """The log of one training, written by one process.
 
     ``metrics.jsonl`` has one JSON object a line: ``{"kind": "train", "step": ..., "epoch": ...,
     "loss": ..., ...}`` or ``{"kind": "eval", ...}``. A resumed training first takes out the lines
-    of steps that it will do again, so that each step is there once.
+    of steps and evaluations that it will do again, so that each is there once.
 
     Args:
         folder: the training's output folder.
         total: images of the whole training, the length of the bar.
         position: images seen before this start.
         step: steps done before this start.
+        evaluated: epochs done before the last evaluation that counts.
         tensorboard: write events, too.
         progress: show a bar on the standard error.
     """
@@ -37,11 +63,16 @@ class RunLog:
         total: int,
         position: int = 0,
         step: int = 0,
+        evaluated: int = 0,
         tensorboard: bool = True,
         progress: bool = True,
     ) -> None:
         self.path = folder / LOG
-        kept = [record for record in read_log(folder) if record["step"] <= step] if step else []
+        kept = [
+            record
+            for record in (read_log(folder) if step else [])
+            if record["step"] <= step and (record["kind"] != "eval" or record["epoch"] <= evaluated)
+        ]
         write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
         self._lines = self.path.open(
             "a", encoding="utf-8", buffering=1

@@ -9,11 +9,11 @@ Lightning Fabric places the model, casts and synchronises. The loop's own promis
   order of sums, if no layer mixes images (batch normalisation does, group and frozen ones do not)
   and all images of a step are padded to one size (they are if they are resized to one).
 - Killed at any moment and resumed, a run on the CPU ends with the same bits.
-- On a GPU the host waits for the device once every ``log_every`` steps, not every step.
+- On a GPU the host waits for the device once every ``log_every`` steps, not every step. With
+  precision fp16 it does every step: the gradient scaler's decision to skip one is made on the host.
 """
 
-import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +28,7 @@ from pydet.data import DetectionDataset
 from pydet.models import Detector
 from pydet.structures import ImageBatch, PackedTargets
 from pydet.training import report
-from pydet.training.batches import Sample, Transform, load_batches
+from pydet.training.batches import Piece, Sample, Transform, load_batches
 from pydet.training.checkpoint import LAST, PREVIOUS, seed_everything
 from pydet.training.config import RunConfig, TrainConfig
 from pydet.training.devices import (
@@ -39,7 +39,7 @@ from pydet.training.devices import (
     memory_format,
 )
 from pydet.training.ema import WeightAverage
-from pydet.training.logging import RunLog
+from pydet.training.logging import Clock, RunLog
 from pydet.training.results import Results
 from pydet.training.sampler import ImageStream, Key, StreamBatchSampler, steps_left
 from pydet.training.schedule import build_optimizer, learning_rate
@@ -105,6 +105,7 @@ def train(
         A `TrainResult`; the same on every process.
 
     Raises:
+        TypeError: `val_dataset` is another data set than a DetectionDataset.
         ValueError: settings that do not fit the machine, the data or the model; an output folder
             that holds another training.
         CheckpointError: the checkpoint is damaged or of another model or data set.
@@ -181,7 +182,6 @@ class _Trainer:
             config,
         )
         self.gradient_norm = torch.zeros(())
-        self.clock = _Clock()
         self.stop = StopRequest()
         self.stopping = False
         self.log: RunLog | None = None  # rank 0's
@@ -235,6 +235,7 @@ class _Trainer:
                 total=state.total,
                 position=state.position,
                 step=state.step,
+                evaluated=state.evaluated,
                 tensorboard=tensorboard,
                 progress=progress,
             )
@@ -257,7 +258,7 @@ class _Trainer:
             signal=max(gather(self.fabric, self.stop.received)) if unfinished else 0,
         )
 
-    def _batches(self) -> Generator[tuple[ImageBatch, PackedTargets], None, None]:
+    def _batches(self) -> Generator[Piece, None, None]:
         self.sampler = self._sampler()
         return load_batches(
             self.train_dataset,
@@ -269,12 +270,12 @@ class _Trainer:
             device=self.device,
         )
 
-    def _loop(self, batches: Iterator[tuple[ImageBatch, PackedTargets]], results: Results) -> None:
+    def _loop(self, batches: Iterator[Piece], results: Results) -> None:
         config, state = self.config, self.state
         self._evaluate(results)  # where it failed before
+        self.clock = Clock(state.position)
         while state.position < state.total and not self.stopping:
-            with self.clock:
-                self._step(batches)
+            self._step(self._read(batches))
             before = state.epochs_done
             state.step += 1
             state.position += config.batch_size
@@ -285,7 +286,6 @@ class _Trainer:
                 self.log.progress(config.batch_size, before, config.epochs)
             # One process obeys a signal at once; several agree on it when they exchange losses.
             self.stopping |= self.fabric.world_size == 1 and self.stop.received > 0
-            self._evaluate(results)
             epoch_ended = state.epochs_done > before
             if (
                 epoch_ended
@@ -293,40 +293,50 @@ class _Trainer:
                 or self.stopping
                 or state.step % config.checkpoint_every == 0
             ):
-                state.save(self.folder, self.run_config)
+                # Waits for a GPU while the clock still runs, and raises before weights that became
+                # NaN are saved or evaluated.
+                self.watch.look()
+                with self.clock:
+                    state.save(self.folder, self.run_config)
+                    self._evaluate(results)
 
     def _evaluate(self, results: Results) -> None:
-        """Evaluate, if it is due; what was learnt is kept where that fails."""
+        """Evaluate, if it is due: only after what was learnt is saved, for it may fail."""
         state, every = self.state, self.config.eval_every
         done = state.epochs_done
         due = done // every > state.evaluated // every
         due |= state.position >= state.total and done > state.evaluated
-        if self.val_dataset is None or not due:
-            return
-        try:
+        if self.val_dataset is not None and due:
             results.evaluate(self.val_dataset)
+            state.save(self.folder, self.run_config, again=True)
+
+    def _read(self, batches: Iterator[Piece]) -> list[Piece]:
+        """The pieces of a step; what was learnt is kept where an image cannot be read."""
+        try:
+            return [next(batches) for _ in range(self.config.accumulate)]
         except Exception:
-            if self.fabric.world_size == 1:  # others would wait for this process
-                state.save(self.folder, self.run_config)
+            # Other processes cannot help: they wait for this one's gradients.
+            self.state.save(self.folder, self.run_config, alone=True)
             raise
 
-    def _step(self, batches: Iterator[tuple[ImageBatch, PackedTargets]]) -> None:
+    def _step(self, pieces: Sequence[Piece]) -> None:
         """One step of the optimiser."""
         config = self.config
         rate = learning_rate(self.state.position / self.stream.num_images, config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         keys: list[Key] = []
-        for piece in range(config.accumulate):
-            images, targets = next(batches)
-            images = images.to(self.device, non_blocking=True)
-            targets = targets.to(self.device, non_blocking=True)
+        for piece, (images, targets) in enumerate(pieces):
+            batch = _Batch(
+                images.to(self.device, non_blocking=True),
+                targets.to(self.device, non_blocking=True),
+            )
             more = piece + 1 < config.accumulate
             with self.fabric.no_backward_sync(self.module, enabled=more):
-                losses = self.module(_Batch(images, targets))
+                losses = self.module(batch)
                 piece_keys = self.sampler.piece_keys(self.state.position, piece)
                 keys += piece_keys
-                self.watch.add(self.state.step, piece_keys, losses, targets.num_invalid)
+                self.watch.add(self.state.step, piece_keys, losses, batch.targets.num_invalid)
                 self.fabric.backward(sum(losses.values()) / config.accumulate)
         norm = self.fabric.clip_gradients(
             self.module,
@@ -353,7 +363,7 @@ class _Trainer:
             self.stopping |= row[-1] > 0
         *sums, pieces, invalid, _ = row
         means = {name: total / pieces for name, total in zip(self.watch.names, sums, strict=True)}
-        steps, seconds = self.clock.take()
+        rate = self.clock.images_per_second(self.state.position)
         if self.log is None:
             return
         losses = {"loss": sum(means.values()), **means}
@@ -367,26 +377,7 @@ class _Trainer:
                 **losses,
                 "gradient_norm": float(self.gradient_norm),
                 "invalid_boxes": int(invalid),
-                "images_per_second": steps * self.config.batch_size / max(seconds, 1e-9),
+                "images_per_second": rate,
             },
         )
         self.log.show(losses)
-
-
-class _Clock:
-    """Adds up the seconds spent inside of its blocks."""
-
-    def __init__(self) -> None:
-        self.blocks, self.seconds, self._begin = 0, 0.0, 0.0
-
-    def __enter__(self) -> None:
-        self._begin = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self.seconds += time.perf_counter() - self._begin
-        self.blocks += 1
-
-    def take(self) -> tuple[int, float]:
-        """Blocks and their seconds since the last call."""
-        taken, self.blocks, self.seconds = (self.blocks, self.seconds), 0, 0.0
-        return taken

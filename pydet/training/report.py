@@ -10,6 +10,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from pydet._files import atomic_path, write_text
+from pydet.data import DetectionDataset
 from pydet.models import Detector
 from pydet.training.checkpoint import CheckpointError
 from pydet.training.logging import read_log
@@ -22,8 +23,14 @@ def check_fits(
     """Refuse a model and data sets that do not speak of the same classes.
 
     Raises:
+        TypeError: the set to evaluate on is none that can be measured on.
         ValueError: the class names, or their order, differ; or the set to evaluate on is empty.
     """
+    if val_dataset is not None and not isinstance(val_dataset, DetectionDataset):
+        raise TypeError(
+            "train: val_dataset must be a pydet.data.DetectionDataset or None, "
+            f"got {type(val_dataset).__name__}"
+        )
     for name, dataset in (("train_dataset", train_dataset), ("val_dataset", val_dataset)):
         given = getattr(dataset, "class_names", None)
         if given is None or not model.class_names:
@@ -33,7 +40,7 @@ def check_fits(
                 f"train: {name} must have the model's classes {_list(model.class_names)}, "
                 f"got {_list(given)}"
             )
-    if val_dataset is not None and len(val_dataset) == 0:  # type: ignore[arg-type]
+    if val_dataset is not None and len(val_dataset) == 0:
         raise ValueError("train: val_dataset must have at least one image, got none")
 
 

@@ -61,10 +61,14 @@ class Results:
             for name, buffer in self.state.weights.named_buffers():
                 if name in saved:  # what is not (cached anchors) need not exist everywhere
                     torch.distributed.broadcast(buffer, src=0)
+        config = self.config
+        # In float32, whatever the training's precision is: the measures are those that others will
+        # get from the saved weights.
         own = collect_results(
             self.state.weights,
             dataset,
-            batch_size=self.config.eval_batch_size or self.config.batch_size,
+            batch_size=config.eval_batch_size
+            or config.batch_size // (self.fabric.world_size * config.accumulate),
             device=self.fabric.device,
             workers=self.workers,
             rank=self.fabric.global_rank,

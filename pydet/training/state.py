@@ -133,19 +133,27 @@ class TrainState:
             "decay_norm_and_bias": self.config.decay_norm_and_bias,
         }
 
-    def save(self, folder: Path, run_config: RunConfig) -> None:
-        """Write the checkpoint; refused by a loss that is not finite."""
+    def save(
+        self, folder: Path, run_config: RunConfig, *, again: bool = False, alone: bool = False
+    ) -> None:
+        """Write the checkpoint; refused by a loss that is not finite.
+
+        Args:
+            folder: where.
+            run_config: saved with it.
+            again: the last checkpoint is of this step, too: the one before stays.
+            alone: only this process calls it. All have the same weights after a step; the others'
+                random states are lost, which `load` puts up with.
+        """
         self.watch.look()
-        processes = gather(
-            self.fabric,
-            {
-                "rng": rng_state(),
-                "sums": self.watch.sums,
-                "count": self.watch.count,
-                "invalid_boxes": self.watch.invalid_boxes,
-            },
-        )
-        if self.fabric.is_global_zero:
+        own = {
+            "rng": rng_state(),
+            "sums": self.watch.sums,
+            "count": self.watch.count,
+            "invalid_boxes": self.watch.invalid_boxes,
+        }
+        processes = [own] if alone else gather(self.fabric, own)
+        if alone or self.fabric.is_global_zero:
             state = {
                 "identity": self.identity(),
                 "config": run_config.to_dict(),
@@ -161,4 +169,4 @@ class TrainState:
                 "best": self.best,
                 "evaluated": self.evaluated,
             }
-            save_checkpoint(folder, state)
+            save_checkpoint(folder, state, again=again)

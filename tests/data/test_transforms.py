@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Transforms: pixels and boxes stay together, nothing random but torch's generator."""
 
+import math
 import random
 
 import numpy as np
@@ -93,7 +94,9 @@ def test_boxes_stay_inside_and_rows_stay_together(transform, sample, seed):
     for key in ("ignored", "iscrowd", "difficult", "extra"):
         assert torch.equal(result[key], before[key][rows])
     assert result["image_id"] == 7
-    assert set(result) == set(before)
+    resizes = isinstance(transform, ResizeShortSide | ResizeFixed | RandomScaleJitter)
+    assert set(result) == set(before) | ({"sized"} if resizes else set())
+    assert result.get("sized", (height, width)) == (height, width)
     sides = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
     torch.testing.assert_close(result["area"], sides, rtol=1e-3, atol=1e-2)
 
@@ -400,6 +403,13 @@ def test_build_transform_from_tables():
     assert min(image.shape[1:]) in (240, 256) or max(image.shape[1:]) == 400
 
 
+def test_numbers_and_lists_of_any_kind_are_taken():
+    assert ResizeShortSide(np.int64(20)).sizes == (20,)
+    assert ResizeShortSide(range(20, 50, 10), np.int64(60)).sizes == (20, 30, 40)
+    assert RandomHorizontalFlip(np.float32(0.5)).p == 0.5
+    assert RandomIoUCrop(np.array([0.5, 0.0])).min_ious == (0.5, 0.0)
+
+
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
@@ -423,6 +433,48 @@ def test_build_transform_from_tables():
         (
             {"name": "random_scale_jitter", "height": 9, "width": 9, "min_scale": 2},
             r"0 < min_scale <= max_scale, got 2, 1\.5",
+        ),
+        (
+            {"name": "random_horizontal_flip", "p": "a"},
+            "RandomHorizontalFlip: p must be a number, got 'a'",
+        ),
+        ({"name": "random_vertical_flip", "p": True}, "p must be a number, got True"),
+        ({"name": "random_vertical_flip", "p": [0.5]}, r"p must be a number, got \[0\.5\]"),
+        (
+            {"name": "resize_fixed", "height": 48.5, "width": 5},
+            r"ResizeFixed: height must be a whole number, got 48\.5",
+        ),
+        ({"name": "resize_short_side", "size": "9"}, "size must be a list of numbers, got '9'"),
+        ({"name": "resize_short_side", "size": 9.5}, r"size\[0\] must be a whole number, got 9"),
+        ({"name": "resize_short_side", "size": [9, "a"]}, r"size\[1\] must be a whole number, got"),
+        ({"name": "resize_short_side", "size": []}, r"size must not be empty, got \(\)"),
+        (
+            {"name": "resize_short_side", "size": 9, "max_size": "a"},
+            "ResizeShortSide: max_size must be a whole number, got 'a'",
+        ),
+        ({"name": "random_zoom_out", "max_ratio": "a"}, "max_ratio must be a number, got 'a'"),
+        ({"name": "random_zoom_out", "max_ratio": math.inf}, "max_ratio must be finite, got inf"),
+        ({"name": "random_zoom_out", "fill": 9}, "fill must be a list of numbers, got 9"),
+        ({"name": "random_zoom_out", "fill": [1, 2]}, r"fill must have 3 numbers, got \(1, 2\)"),
+        (
+            {"name": "random_zoom_out", "fill": [1, 2, 0.5]},
+            r"fill\[2\] must be a whole number, got",
+        ),
+        (
+            {"name": "random_scale_jitter", "height": 9, "width": "a"},
+            "RandomScaleJitter: width must be a whole number, got 'a'",
+        ),
+        (
+            {"name": "random_scale_jitter", "height": 9, "width": 9, "max_scale": "a"},
+            "max_scale must be a number, got 'a'",
+        ),
+        ({"name": "random_iou_crop", "min_ious": "abc"}, "min_ious must be a list of numbers, got"),
+        ({"name": "random_iou_crop", "max_aspect_ratio": "a"}, "max_aspect_ratio must be a number"),
+        ({"name": "random_iou_crop", "trials": 2.5}, r"trials must be a whole number, got 2\.5"),
+        ({"name": "photometric_distortion", "hue": "a"}, "hue must be a number, got 'a'"),
+        (
+            {"name": "photometric_distortion", "saturation": 2},
+            "PhotometricDistortion: saturation must be a list of numbers, got 2",
         ),
         ({"name": "random_iou_crop", "min_scale": 0}, "0 < min_scale <= max_scale <= 1, got 0"),
         (

@@ -133,3 +133,11 @@ def test_other_detectors_are_refused(drawn, tmp_path):
     model = pydet.create_model("retinanet_resnet18_fpn", 3)
     with pytest.raises(ValueError, match="must be a Faster R-CNN, got RetinaNet"):
         train_alternating(model, training, None, dataclasses.replace(CONFIG), output=tmp_path)
+
+
+def test_a_data_set_for_the_last_step_is_refused_before_the_first(drawn, tmp_path):
+    training = open_dataset(drawn, "train")
+    part = torch.utils.data.Subset(training, [0])
+    with pytest.raises(TypeError, match=r"val_dataset must be a .*DetectionDataset"):
+        train_alternating(build(training.class_names), training, part, CONFIG, output=tmp_path)
+    assert not list(tmp_path.iterdir())

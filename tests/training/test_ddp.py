@@ -100,6 +100,25 @@ def test_one_process_goes_on_where_two_stopped(sparse, tmp_path):
     torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
 
 
+def test_one_process_saves_what_all_learnt_where_it_cannot_read(sparse, tmp_path):
+    flags = ["tiny", "--option", "dropout=0", "--epochs", "1", "--warmup-epochs", "0"]
+    dataset = open_dataset(sparse, "train")
+    _, index = ImageStream(len(dataset), SEED).keys(9, 10)[0]  # of the third step and second rank
+    victim = dataset.image_path(index)
+    content = victim.read_bytes()
+    launch(sparse, tmp_path / "whole", 2, *flags)
+    victim.write_bytes(content[:-100])
+    try:
+        with pytest.raises(AssertionError, match=str(victim)):
+            launch(sparse, tmp_path / "parts", 2, *flags)
+    finally:
+        victim.write_bytes(content)
+    assert load_checkpoint(tmp_path / "parts" / "last.ckpt")["step"] == 2
+    launch(sparse, tmp_path / "parts", 2, *flags, "--resume")
+    whole, parts = (curve(tmp_path / name, "loss", "images") for name in ("whole", "parts"))
+    torch.testing.assert_close(whole, parts, rtol=1e-5, atol=1e-6)
+
+
 def test_a_batch_that_cannot_be_shared_is_refused(sparse, tmp_path):
     with pytest.raises(AssertionError, match=r"batch_size must be a multiple of devices"):
         launch(sparse, tmp_path, 2, "tiny", "--batch-size", "5")

@@ -5,13 +5,14 @@ import dataclasses
 import functools
 import json
 import math
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 import pydet
-from pydet.data import RandomHorizontalFlip, open_dataset
+from pydet.data import DatasetError, DetectionDataset, RandomHorizontalFlip, open_dataset
 from pydet.models import create_model
 from pydet.training import (
     CheckpointError,
@@ -20,11 +21,13 @@ from pydet.training import (
     TrainResult,
     load_checkpoint,
     results,
+    state,
     train,
 )
 from pydet.training.checkpoint import seed_everything
 from pydet.training.devices import memory_format
 from pydet.training.logging import read_log
+from pydet.training.watch import LossWatch
 from tests.training import tiny_detector  # noqa: F401 - registers "tiny"
 
 CONFIG = TrainConfig(
@@ -153,19 +156,20 @@ def stop_after(monkeypatch, steps: int) -> None:
     monkeypatch.setattr(WeightAverage, "update", update_and_stop)
 
 
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
 @pytest.mark.parametrize("epoch", [1, 2])
-def test_an_evaluation_that_fails_is_made_up_for(drawn, tmp_path, epoch, monkeypatch):
+def test_an_evaluation_that_fails_is_made_up_for(drawn, tmp_path, epoch, error, monkeypatch):
     run(drawn, tmp_path / "whole", epochs=2)
     evaluate_results, calls = results.evaluate_results, []
 
     def fail_once(*arguments):
         calls.append(arguments)
         if len(calls) == epoch:
-            raise OSError("no space left")
+            raise error("no more")
         return evaluate_results(*arguments)
 
     monkeypatch.setattr(results, "evaluate_results", fail_once)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(error, match="no more"):
         run(drawn, tmp_path / "parts", epochs=2)
     saved = load_checkpoint(tmp_path / "parts/last.ckpt")
     assert (saved["step"], saved["evaluated"]) == (4 * epoch, epoch - 1)
@@ -173,6 +177,115 @@ def test_an_evaluation_that_fails_is_made_up_for(drawn, tmp_path, epoch, monkeyp
     assert (result.steps, result.metrics["epoch"], len(calls)) == (8, 2, 3)
     assert_same_bits(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
     assert [r["epoch"] for r in read_log(tmp_path / "parts") if r["kind"] == "eval"] == [1, 2]
+
+
+def test_an_evaluation_that_was_not_saved_is_logged_once(drawn, tmp_path, monkeypatch):
+    def fail(*_, again=False):
+        if again:
+            raise OSError("no space left")
+
+    monkeypatch.setattr(state, "save_checkpoint", fail_after(state.save_checkpoint, fail))
+    with pytest.raises(OSError, match="no space left"):
+        run(drawn, tmp_path, epochs=2)
+    monkeypatch.undo()
+    run(drawn, tmp_path, epochs=2, resume=True)
+    kinds = ["train"] * 4 + ["eval"]
+    assert [record["kind"] for record in read_log(tmp_path)] == kinds * 2
+
+
+def fail_after(function, fail):
+    def both(*arguments, **options):
+        fail(*arguments, **options)
+        function(*arguments, **options)
+
+    return both
+
+
+def test_an_evaluation_leaves_the_checkpoint_before_it(drawn, tmp_path):
+    run(drawn, tmp_path, epochs=2)
+    last, previous = (load_checkpoint(tmp_path / f"{n}.ckpt") for n in ("last", "previous"))
+    assert (last["step"], last["evaluated"]) == (8, 2)
+    assert (previous["step"], previous["evaluated"]) == (4, 1)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_what_was_learnt_is_kept_where_an_image_cannot_be_read(
+    drawn, tmp_path, accumulate, workers, monkeypatch
+):
+    changes = {"epochs": 2, "accumulate": accumulate, "log_every": 4, "workers": workers}
+    run(drawn, tmp_path / "whole", **changes)
+    dataset = open_dataset(drawn, "train")
+    victim = batch_keys(dataset, 2)[3]  # of the third step's second piece
+    getitem = DetectionDataset.__getitem__
+
+    def fail(self, index):
+        if len(self) == len(dataset) and index == victim[1]:
+            raise DatasetError("damaged")
+        return getitem(self, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DetectionDataset, "__getitem__", fail)
+        with pytest.raises(DatasetError, match="damaged"):
+            run(drawn, tmp_path / "parts", **changes)
+    assert load_checkpoint(tmp_path / "parts/last.ckpt")["step"] == 2
+    run(drawn, tmp_path / "parts", resume=True, **changes)
+    assert_same_bits(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
+
+
+def test_weights_of_a_loss_that_is_nan_are_never_the_best(drawn, tmp_path, monkeypatch):
+    """As on a GPU, where losses are looked at when a look is due."""
+    add = LossWatch.add
+
+    def add_only(self, *arguments):
+        with monkeypatch.context() as patch:
+            patch.setattr(LossWatch, "look", lambda self: None)
+            add(self, *arguments)
+
+    monkeypatch.setattr(LossWatch, "add", add_only)
+    monkeypatch.setattr(LossWatch, "add_gradient", lambda *_: None)
+    monkeypatch.setattr(results, "collect_results", lambda *_, **__: [])  # NaN is no detection
+    boxes = batch_boxes(open_dataset(drawn, "train"), 2)
+    with pytest.raises(NonFiniteLossError, match="step 2"):
+        run(drawn, tmp_path, epochs=2, log_every=100, options={"nan_at": boxes})
+    assert not (tmp_path / "best.safetensors").exists()
+    assert not (tmp_path / "last.ckpt").exists()
+
+
+def test_the_rate_counts_the_wait_for_a_gpu_but_no_evaluation(drawn, tmp_path, monkeypatch):
+    take, evaluate = LossWatch.take, results.Results.evaluate
+
+    def wait(self):
+        time.sleep(0.05)
+        return take(self)
+
+    def sleep(self, dataset):
+        time.sleep(2)
+        evaluate(self, dataset)
+
+    monkeypatch.setattr(LossWatch, "take", wait)
+    monkeypatch.setattr(results.Results, "evaluate", sleep)
+    run(drawn, tmp_path, epochs=2)
+    rates = [r["images_per_second"] for r in read_log(tmp_path) if r["kind"] == "train"]
+    assert max(rates) < 4 / 0.05
+    assert min(rates) > 4 / 2
+
+
+@pytest.mark.parametrize(("changes", "size"), [({}, 4), ({"accumulate": 2}, 2),
+                                               ({"eval_batch_size": 3}, 3)])  # fmt: skip
+def test_an_evaluation_needs_no_more_memory_than_a_step(
+    drawn, tmp_path, changes, size, monkeypatch
+):
+    collect_results, sizes = results.collect_results, []
+
+    def collect(*arguments, batch_size, **options):
+        sizes.append(batch_size)
+        return collect_results(*arguments, batch_size=batch_size, **options)
+
+    monkeypatch.setattr(results, "collect_results", collect)
+    run(drawn, tmp_path, epochs=1, **changes)
+    assert sizes == [size]
 
 
 def test_a_signal_in_the_last_step_stops_nothing(drawn, tmp_path, monkeypatch):
@@ -319,6 +432,17 @@ def test_other_classes_are_refused(drawn, tmp_path):
     model = create_model("tiny", 2, class_names=("cat", "dog"))
     with pytest.raises(ValueError, match=r"train_dataset must have the model's classes \(cat, dog"):
         train(model, dataset, config=CONFIG, output=tmp_path)
+
+
+def test_a_data_set_that_cannot_be_measured_on_is_refused_at_the_start(drawn, tmp_path):
+    dataset = open_dataset(drawn, "train")
+    names = dataset.class_names
+    model = create_model("tiny", len(names), class_names=names)
+    part = torch.utils.data.Subset(dataset, [0, 1])
+    words = r"val_dataset must be a pydet\.data\.DetectionDataset or None, got Subset"
+    with pytest.raises(TypeError, match=words):
+        train(model, dataset, part, CONFIG, output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

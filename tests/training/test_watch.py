@@ -4,7 +4,8 @@
 import pytest
 import torch
 
-from pydet.training.logging import RunLog, read_log
+from pydet.training import logging
+from pydet.training.logging import Clock, RunLog, read_log
 from pydet.training.watch import LossWatch, NonFiniteLossError
 
 
@@ -71,3 +72,28 @@ def test_a_resumed_log_has_each_step_once(tmp_path):
     with RunLog(tmp_path, total=10, step=2, tensorboard=False, progress=False) as log:
         log.write("train", {"step": 3, "loss": float("nan")})
     assert [(r["step"], r["loss"]) for r in read_log(tmp_path)] == [(1, 1.0), (2, 2.0), (3, None)]
+
+
+def test_an_evaluation_that_will_be_done_again_is_taken_out(tmp_path):
+    with RunLog(tmp_path, total=10, tensorboard=False, progress=False) as log:
+        for epoch in (1, 2):
+            log.write("train", {"step": 2 * epoch, "epoch": float(epoch)})
+            log.write("eval", {"step": 2 * epoch, "epoch": epoch})
+    options = {"total": 10, "step": 4, "evaluated": 1, "tensorboard": False, "progress": False}
+    with RunLog(tmp_path, **options):
+        pass
+    kinds = [(record["kind"], record["step"]) for record in read_log(tmp_path)]
+    assert kinds == [("train", 2), ("eval", 2), ("train", 4)]
+
+
+def test_the_clock_leaves_its_blocks_out(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(logging.time, "perf_counter", lambda: now[0])
+    clock = Clock(8)
+    now[0] += 2
+    with clock:
+        now[0] += 50
+    now[0] += 2
+    assert clock.images_per_second(16) == 2.0
+    now[0] += 4
+    assert clock.images_per_second(32) == 4.0
