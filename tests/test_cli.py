@@ -216,6 +216,22 @@ def test_an_image_that_breaks_while_training_is_named(drawn, tmp_path, capsys, w
     assert main(["train", "tiny", *arguments, *skipping]) == 0
 
 
+def test_what_is_trained_on_is_not_evaluated_on_unasked(drawn, tmp_path, capsys):
+    file = drawn / "annotations" / "instances_train.json"
+    root = tmp_path / "only_val"
+    shutil.copytree(drawn / "val", root / "val")
+    (root / "annotations").mkdir()
+    shutil.copy(drawn / "annotations" / "instances_val.json", root / "annotations")
+    flags = ["--epochs", "1", "--output", str(tmp_path / "run"), *QUICK]
+    for data, words in ((file, "nothing"), (root, "nothing"), (drawn, "CocoDataset")):
+        assert main(["train", "tiny", "--data", str(data), *flags]) == 0
+        assert f"evaluate on: {words}" in capsys.readouterr().err
+        shutil.rmtree(tmp_path / "run")
+    for data, split in ((file, "--val-split"), (file, "--split"), (drawn, "--val-split")):
+        assert main(["train", "tiny", "--data", str(data), split, "tset", *flags]) == 2
+        assert "the split 'tset'" in capsys.readouterr().err
+
+
 def test_an_unknown_setting_in_a_file_names_the_nearest(tmp_path, capsys):
     path = tmp_path / "config.toml"
     path.write_text("[train]\nlearning_rat = 0.1\n")

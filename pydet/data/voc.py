@@ -14,6 +14,7 @@ from defusedxml import ElementTree as SafeElementTree
 
 from pydet.data._paths import IMAGE_SUFFIXES, resolve_inside
 from pydet.data._problems import DatasetError, OnError, ProblemLog
+from pydet.data._splits import SplitError, split_names
 from pydet.data.dataset import (
     Box,
     DetectionDataset,
@@ -52,8 +53,8 @@ class VocDataset(DetectionDataset):
 
     Args:
         root: The folder.
-        split: Name of a list in ``ImageSets/Main`` (or of a folder of XML files); None takes all
-            annotations.
+        split: Name of a list in ``ImageSets/Main`` (or of a folder of XML files); "val" and "valid"
+            are one. None takes all annotations.
         class_names: The classes; label k is ``class_names[k]``. None takes all names that occur in
             the annotations of *all* splits, sorted, so that the labels of the splits agree.
         on_error: "raise" stops at the first broken record with a DatasetError that names it. "skip"
@@ -148,15 +149,20 @@ def find_voc_layout(root: Path, split: str | None) -> VocLayout:
             raise DatasetError(f"{root} has Annotations but no folder JPEGImages")
         if split is None:
             return VocLayout(annotations, images, None, (annotations,))
-        if not (lists / f"{split}.txt").is_file():
+        files = [lists / f"{name}.txt" for name in split_names(split)]
+        split_list = next((file for file in files if file.is_file()), None)
+        if split_list is None:
             known = sorted(path.stem for path in lists.glob("*.txt"))
-            raise DatasetError(
+            raise SplitError(
                 f"{lists} has no {split}.txt; its splits are {', '.join(known) or 'none'}"
             )
-        return VocLayout(annotations, images, lists / f"{split}.txt", (annotations,))
-    folder = root if split is None else root / split
-    if not any(folder.glob("*.xml")):
-        raise DatasetError(f"{root} has no folder Annotations, and {folder} holds no XML files")
+        return VocLayout(annotations, images, split_list, (annotations,))
+    folders = [root] if split is None else [root / name for name in split_names(split)]
+    folder = next((folder for folder in folders if any(folder.glob("*.xml"))), None)
+    if folder is None:
+        raise (DatasetError if split is None else SplitError)(
+            f"{root} has no folder Annotations, and {folders[0]} holds no XML files"
+        )
     siblings = (
         (folder,) if split is None else tuple(p for p in sorted(root.iterdir()) if p.is_dir())
     )

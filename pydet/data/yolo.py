@@ -13,6 +13,7 @@ import yaml
 
 from pydet.data._paths import IMAGE_SUFFIXES, resolve_inside
 from pydet.data._problems import DatasetError, OnError, ProblemLog
+from pydet.data._splits import SplitError, split_names
 from pydet.data.dataset import (
     Box,
     DetectionDataset,
@@ -22,8 +23,6 @@ from pydet.data.dataset import (
     find_image,
 )
 
-# How splits are named elsewhere; the first that a file has is taken.
-_ALIASES = {"val": ("val", "valid"), "valid": ("valid", "val")}
 _SPLITS = ("train", "val", "valid", "test")
 
 
@@ -170,9 +169,9 @@ def _parts(file: Path, content: dict[str, Any], split: str | None) -> list[_Part
         if not known:
             raise DatasetError(f"{file} names no images: it has none of {', '.join(_SPLITS)}")
     else:
-        wanted = [name for name in _ALIASES.get(split, (split,)) if name in known][:1]
+        wanted = [name for name in split_names(split) if name in known][:1]
         if not wanted:
-            raise DatasetError(
+            raise SplitError(
                 f"{file} has no split {split!r}; its splits are {', '.join(known) or 'none'}"
             )
     parts = []
