@@ -11,6 +11,13 @@ IMAGE_SUFFIXES = frozenset(
 )
 
 
+def native_name(folder: Path, name: str) -> str:
+    """A path below ``folder`` with this machine's slashes, where it has those of Windows."""
+    if "\\" in name and not os.path.exists(folder / name):
+        return PureWindowsPath(name).as_posix()
+    return name
+
+
 def resolve_inside(folder: Path, name: str) -> Path:
     """The path of ``name`` inside ``folder``.
 
@@ -32,9 +39,7 @@ def resolve_inside(folder: Path, name: str) -> Path:
     absolute = Path(name).is_absolute()
     if ".." in windows.parts or (not absolute and (windows.drive or windows.root)):
         raise DatasetError(f"{name!r} leads outside of the data set's folder {folder}")
-    path = folder / name  # the name alone, if it is absolute
-    if not path.exists() and "\\" in name:
-        path = folder.joinpath(*windows.parts)
+    path = folder / native_name(folder, name)  # the name alone, if it is absolute
     root = os.path.realpath(folder)
     if os.path.commonpath((root, os.path.realpath(path))) != root:
         through = "" if absolute else "is a link that "

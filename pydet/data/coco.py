@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from pydet.data._paths import native_name
 from pydet.data._problems import DatasetError, OnError, ProblemLog
 from pydet.data.dataset import (
     Box,
@@ -129,7 +130,7 @@ def find_image_folder(file: Path, images: Sequence[Any], split: str | None) -> P
             candidates += [base / name / "images", base / name, base / "images" / name]
         candidates.append(base / "images")
     for folder in candidates:
-        if folder.is_dir() and first and (folder / str(first)).is_file():
+        if first and os.path.isfile(folder / native_name(folder, str(first))):
             return folder
     # Without a hit the most specific folder is taken, so that each missing image is named.
     return next((folder for folder in candidates[1:] if folder.is_dir()), file.parent)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pydet.data._paths import resolve_inside
+from pydet.data._paths import native_name, resolve_inside
 from pydet.data._problems import DatasetError, OnError, Problem, ProblemLog
 from pydet.data.image import read_image, read_image_size
 from pydet.structures import Target
@@ -234,7 +234,8 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
 
     def image_path(self, index: int) -> Path:
         """The file of an image."""
-        return self.image_folder / self.records.name(self._index(index))
+        name = self.records.name(self._index(index))
+        return self.image_folder / native_name(self.image_folder, name)
 
     def image_size(self, index: int) -> tuple[int, int]:
         """Height and width of an image, without decoding it."""

@@ -177,11 +177,16 @@ def _read_stems(layout: VocLayout, split: str | None, log: ProblemLog) -> Iterat
     seen = set()
     lines = layout.split_list.read_text(encoding="utf-8-sig").splitlines()
     for number, line in enumerate(lines, start=1):
-        # The lists of single classes (aeroplane_train.txt) have a second column, -1, 0 or 1.
-        words = line.rsplit(maxsplit=1)
-        stem = words[0] if len(words) == 2 and words[1] in ("-1", "0", "1") else line.strip()
+        stem = line.strip()
         if not stem:
             continue
+        # The lists of single classes (aeroplane_train.txt) have a second column, -1, 0 or 1, which
+        # may as well be the end of a name ("img 1").
+        words = stem.rsplit(maxsplit=1)
+        if words[-1] in ("-1", "0", "1") and not os.path.isfile(
+            layout.annotations / f"{stem}.xml"
+        ):
+            stem = words[0]
         if stem in seen:
             log.report(layout.split_list, f"line {number}", f"{stem} is listed twice")
             continue

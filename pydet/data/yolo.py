@@ -11,7 +11,7 @@ from typing import Any, TypeGuard
 
 import yaml
 
-from pydet.data._paths import IMAGE_SUFFIXES, resolve_inside
+from pydet.data._paths import IMAGE_SUFFIXES, native_name, resolve_inside
 from pydet.data._problems import DatasetError, OnError, ProblemLog
 from pydet.data._splits import SplitError, split_names
 from pydet.data.dataset import (
@@ -209,7 +209,7 @@ def _images(file: Path, folder: Path, part: _Part, log: ProblemLog) -> Iterator[
     seen = set()
     lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
     for number, line in enumerate(lines, start=1):
-        name = line.strip().removeprefix("./")
+        name = native_name(folder, line.strip()).removeprefix("./")
         if not name:
             continue
         if name in seen:

@@ -49,6 +49,22 @@ def test_class_names_decide_the_order_of_the_labels(tmp_path):
         CocoDataset(file, tmp_path / "images", class_names=["cat"])
 
 
+def test_slashes_of_windows(tmp_path):
+    data = coco_data()
+    for item in data["images"]:
+        item["file_name"] = "train\\" + item["file_name"]
+    (tmp_path / "annotations").mkdir()
+    file = tmp_path / "annotations" / "instances_all.json"
+    file.write_text(json.dumps(data))
+    for name in ("a.jpg", "b.jpg"):
+        write_image(tmp_path / "images" / "train" / name)
+    dataset = CocoDataset(file)
+    assert dataset.image_path(0) == tmp_path / "images" / "train" / "a.jpg"
+    assert dataset[0][0].shape == (3, 30, 40)
+    assert dataset.check() == []
+    assert dataset.to_coco()["images"] == data["images"]
+
+
 def test_crowd_and_ignore_are_ignored_but_told_apart(tmp_path):
     data = coco_data()
     data["annotations"][0]["iscrowd"] = 1

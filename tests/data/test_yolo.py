@@ -200,6 +200,14 @@ def test_absolute_paths_inside_of_the_folder(tmp_path):
     assert YoloDataset(root).num_boxes == 1
 
 
+def test_lists_with_the_slashes_of_windows(tmp_path):
+    root = write_yolo(tmp_path, {"a": "1 0.5 0.5 0.5 0.5"}, "train: train.txt\nnames: [cat, dog]")
+    (root / "train.txt").write_text(".\\train\\images\\a.jpg\n")
+    dataset = YoloDataset(root)
+    assert dataset.num_boxes == 1
+    assert dataset[0][0].shape == (3, 30, 40)
+
+
 def test_what_is_not_there(tmp_path):
     with pytest.raises(DatasetError, match=r"has no data\.yaml or dataset\.yaml"):
         YoloDataset(tmp_path)
