@@ -16,7 +16,7 @@ from PIL import Image
 
 from pydet.cli import COMMANDS, main
 from pydet.commands._common import load_detector
-from pydet.data import write_synthetic_dataset
+from pydet.data import open_dataset, write_synthetic_dataset
 from pydet.training import RunConfig, load_checkpoint
 from tests.training import tiny_detector  # noqa: F401 - registers "tiny"
 
@@ -230,6 +230,28 @@ def test_what_is_trained_on_is_not_evaluated_on_unasked(drawn, tmp_path, capsys)
     for data, split in ((file, "--val-split"), (file, "--split"), (drawn, "--val-split")):
         assert main(["train", "tiny", "--data", str(data), split, "tset", *flags]) == 2
         assert "the split 'tset'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("labels", ["missing", "empty"])
+def test_a_data_set_without_any_object_is_refused(trained, drawn, tmp_path, capsys, labels):
+    shutil.copytree(drawn / "train", tmp_path / "data" / "images")
+    if labels == "empty":
+        (tmp_path / "data" / "labels").mkdir()
+        for image in (tmp_path / "data" / "images").iterdir():
+            (tmp_path / "data" / "labels" / f"{image.stem}.txt").touch()
+    names = open_dataset(drawn, "train").class_names
+    yaml = f"train: images\nval: images\nnames: [{', '.join(names)}]\n"
+    (tmp_path / "data" / "data.yaml").write_text(yaml)
+    output = tmp_path / "out"
+    data = ["--data", str(tmp_path / "data"), "--output", str(output), "--on-error", "skip"]
+    weights = ["--weights", str(trained / "last.safetensors"), "--device", "cpu"]
+    assert main(["train", "tiny", *data, *QUICK]) == 2
+    line = capsys.readouterr().err
+    assert "--data must have objects to learn, got YoloDataset(" in line
+    assert ("none of the 9 images has a label file" in line) == (labels == "missing")
+    assert main(["eval", *data, *weights]) == 2
+    assert "--data must have objects of the model's classes" in capsys.readouterr().err
+    assert not output.exists()
 
 
 def test_an_unknown_setting_in_a_file_names_the_nearest(tmp_path, capsys):

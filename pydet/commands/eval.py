@@ -73,11 +73,10 @@ def run(args: argparse.Namespace) -> int:
     print(dataset)
     if dataset.problems:
         print(summarize_problems(dataset.problems))
-        if not dataset.num_boxes:
-            raise ValueError(
-                f"--data must have objects of the model's classes {list(dataset.class_names)}, "
-                "got none"
-            )
+    if not dataset.num_boxes:
+        raise ValueError(
+            f"--data must have objects of the model's classes {list(dataset.class_names)}, got none"
+        )
     evaluation = evaluate(
         model,
         dataset,

@@ -209,6 +209,9 @@ def _open(data: DataConfig) -> tuple[DetectionDataset, DetectionDataset | None]:
         duplicate_iou=data.duplicate_iou,
     )
     assert training is not None
+    if not training.num_boxes:
+        why = f"; the first problem: {training.problems[0]}" if training.problems else ""
+        raise ValueError(f"--data must have objects to learn, got {training}{why}")
     validation = open_part(
         data.val_path or data.path,
         data.val_split,

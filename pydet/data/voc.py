@@ -183,9 +183,7 @@ def _read_stems(layout: VocLayout, split: str | None, log: ProblemLog) -> Iterat
         # The lists of single classes (aeroplane_train.txt) have a second column, -1, 0 or 1, which
         # may as well be the end of a name ("img 1").
         words = stem.rsplit(maxsplit=1)
-        if words[-1] in ("-1", "0", "1") and not os.path.isfile(
-            layout.annotations / f"{stem}.xml"
-        ):
+        if words[-1] in ("-1", "0", "1") and not os.path.isfile(layout.annotations / f"{stem}.xml"):
             stem = words[0]
         if stem in seen:
             log.report(layout.split_list, f"line {number}", f"{stem} is listed twice")

@@ -76,7 +76,9 @@ def test_a_file_is_no_other_split_than_its_name_tells(tmp_path, split):
         open_dataset(file, split)
     file.rename(tmp_path / "instances_trainval2012.json")
     assert len(open_dataset(tmp_path / "instances_trainval2012.json", "trainval")) == 2
-    with pytest.raises(DatasetError, match=r"'train'; its JSON files: instances_trainval2012\.json"):
+    with pytest.raises(
+        DatasetError, match=r"'train'; its JSON files: instances_trainval2012\.json"
+    ):
         open_dataset(tmp_path, "train")
 
 
