@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pydet.data import DatasetError, DetectionDataset, read_image
 from pydet.data._paths import IMAGE_SUFFIXES
+from pydet.data.coco import NO_CLASS
 from pydet.metrics import (
     CocoMetrics,
     VocMetrics,
@@ -22,6 +23,7 @@ from pydet.metrics import (
     to_coco_results,
     voc_metrics,
 )
+from pydet.metrics.results import check_dataset
 from pydet.models import Detector
 from pydet.structures import Detection, Target
 
@@ -215,7 +217,12 @@ def collect_results(
 
     Returns:
         Results in COCO format, with the data set's own image and category ids.
+
+    Raises:
+        TypeError, ValueError: as of `evaluate`.
     """
+    check_dataset("evaluate", dataset)
+    _check_classes(model, dataset)
     device = _prepare("collect_results", model, device, batch_size)
     indices = range(rank, len(dataset), world_size)
     loader: DataLoader[Any] = DataLoader(
@@ -236,6 +243,20 @@ def collect_results(
     for images, _ in batches:
         detections += _to_cpu(model(images.to(device, non_blocking=True)))
     return to_coco_results(dataset, detections, indices)
+
+
+def _check_classes(model: Detector, dataset: DetectionDataset) -> None:
+    if model.class_names and tuple(model.class_names) != tuple(dataset.class_names):
+        raise ValueError(
+            f"evaluate: dataset must have the model's classes {list(model.class_names)}, "
+            f"got {list(dataset.class_names)}"
+        )
+    if model.num_classes != len(dataset.class_names):
+        raise ValueError(
+            f"evaluate: dataset must have the model's {model.num_classes} classes, "
+            f"got {len(dataset.class_names)}; class_names of the model tell which are which, "
+            f"{NO_CLASS!r} a label that is none"
+        )
 
 
 def start_worker(_: int) -> None:
@@ -294,7 +315,11 @@ def evaluate_results(dataset: DetectionDataset, results: list[dict[str, Any]]) -
     Args:
         dataset: the ground truth.
         results: detections in COCO format, as `collect_results` gives them.
+
+    Raises:
+        TypeError: `dataset` is not a `DetectionDataset`.
     """
+    check_dataset("evaluate", dataset)
     truth = dataset.to_coco()
     return Evaluation(coco_metrics(truth, results), voc_metrics(truth, results), results)
 
@@ -319,13 +344,10 @@ def evaluate(
         progress: show a bar.
 
     Raises:
-        ValueError: the class names of model and data set differ.
+        TypeError: `dataset` is not a `DetectionDataset`.
+        ValueError: the class names of model and data set differ, or, where the model has none,
+            their number.
     """
-    if model.class_names and tuple(model.class_names) != tuple(dataset.class_names):
-        raise ValueError(
-            f"evaluate: dataset must have the model's classes {list(model.class_names)}, "
-            f"got {list(dataset.class_names)}"
-        )
     results = collect_results(
         model, dataset, batch_size=batch_size, device=device, workers=workers, progress=progress
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Subset
 
 from pydet.data import DatasetError, open_dataset, read_image, write_synthetic_dataset
 from pydet.inference import collect_results, detect, detect_files, evaluate, find_images
@@ -104,6 +105,31 @@ def test_other_classes_are_refused(drawn):
     model = create_model("tiny", 6, class_names=tuple("abcdef"))
     with pytest.raises(ValueError, match="dataset must have the model's classes"):
         evaluate(model, dataset)
+    for call in (evaluate, collect_results):
+        with pytest.raises(ValueError, match=r"must have the model's 7 classes, got 6;"):
+            call(create_model("tiny", 7), dataset)
+        with pytest.raises(TypeError, match=r"must be a DetectionDataset, got Subset"):
+            call(create_model("tiny", 6), Subset(dataset, [0]))
+
+
+def test_a_part_of_a_data_set_is_evaluated(drawn):
+    dataset = open_dataset(drawn, "train")
+    part = dataset.subset([4, 1])
+    evaluation = evaluate(Oracle(_truth(part)), part)
+    assert evaluation.numbers()["ap"] == 1
+    assert {r["image_id"] for r in evaluation.results} == {
+        int(dataset.records.image_ids[i]) for i in (1, 4)
+    }
+
+
+def test_labels_of_no_class_are_not_measured(drawn):
+    """A model with gaps in its labels, as torchvision's of COCO, on the categories that are."""
+    names = open_dataset(drawn, "train").class_names
+    model = create_model("tiny", 8, class_names=("N/A", *names, "N/A"))
+    dataset = open_dataset(drawn, "train", class_names=model.class_names)
+    evaluation = evaluate(model, dataset)
+    assert [c.name for c in evaluation.coco.per_class] == list(names)
+    assert {r["category_id"] for r in evaluation.results} <= set(dataset.category_ids) - {None}
 
 
 def test_tensors_files_and_mixtures_give_the_same_detections(drawn):

@@ -15,14 +15,8 @@ from defusedxml import ElementTree as SafeElementTree
 from pydet.data._paths import IMAGE_SUFFIXES, resolve_inside
 from pydet.data._problems import DatasetError, OnError, ProblemLog
 from pydet.data._splits import SplitError, split_names
-from pydet.data.dataset import (
-    Box,
-    DetectionDataset,
-    RecordBuilder,
-    find_box_problem,
-    find_duplicate,
-    find_image,
-)
+from pydet.data.dataset import DetectionDataset, find_box_problem, find_duplicate, find_image
+from pydet.data.records import Box, RecordBuilder
 
 Coordinates = Literal["voc", "zero_based", "continuous"]
 
