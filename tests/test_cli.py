@@ -2,6 +2,7 @@
 """The commands train, eval and detect, from their arguments to their files."""
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from PIL import Image
 from pydet.cli import COMMANDS, main
 from pydet.commands._common import load_detector
 from pydet.data import open_dataset, write_synthetic_dataset
+from pydet.inference import detect_files
 from pydet.training import RunConfig, load_checkpoint
 from tests.training import tiny_detector  # noqa: F401 - registers "tiny"
 
@@ -160,6 +162,61 @@ def test_detect_leaves_out_what_it_has_drawn(trained, drawn, tmp_path, capsys, m
     assert "--output must be another folder" in capsys.readouterr().err
 
 
+def test_detect_takes_several_files_and_folders(trained, drawn, tmp_path, monkeypatch):
+    first, second = sorted((drawn / "val").glob("*.jpg"))[:2]
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(first, tmp_path / folder / "x.jpg")
+    shutil.copy(second, tmp_path / "y.jpg")
+    monkeypatch.chdir(tmp_path)
+    weights = ["--weights", str(trained / "last.safetensors"), "--device", "cpu", "--output", "out"]
+    for images, names in (
+        (["a/x.jpg", str(tmp_path / "a")], ["x.jpg"]),
+        (["a", "b"], ["a/x.jpg", "b/x.jpg"]),
+        (["y.jpg", "b/x.jpg"], ["y.jpg", "b/x.jpg"]),
+        (["b/../y.jpg"], ["y.jpg"]),
+    ):
+        assert main(["detect", *images, *weights]) == 0
+        listing = json.loads(Path("out/images.json").read_text())
+        assert [image["file_name"] for image in listing["images"]] == names
+        assert {p.relative_to("out").as_posix() for p in Path("out").rglob("*.png")} == {
+            f"{name}.png" for name in names
+        }
+        shutil.rmtree("out")
+
+
+def test_detect_keeps_what_it_has_found_when_interrupted(
+    trained, drawn, tmp_path, capsys, monkeypatch
+):
+    from pydet.commands import detect
+
+    def interrupted(*arguments, **options):
+        yield from itertools.islice(detect_files(*arguments, **options), 2)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(detect, "detect_files", interrupted)
+    arguments = ["--weights", str(trained / "last.safetensors"), "--device", "cpu",
+                 "--output", str(tmp_path), "--score-threshold", "0"]  # fmt: skip
+    assert main(["detect", str(drawn / "train"), *arguments]) == 130
+    captured = capsys.readouterr()
+    assert "in 2 images" in captured.out
+    assert "pydet detect: interrupted" in captured.err
+    assert len(json.loads((tmp_path / "images.json").read_text())["images"]) == 2
+    results = json.loads((tmp_path / "detections.json").read_text())
+    assert {result["image_id"] for result in results} == {1, 2}
+
+
+def test_eval_makes_its_folder_first(trained, drawn, tmp_path, capsys, monkeypatch):
+    from pydet.commands import eval as command
+
+    monkeypatch.setattr(command, "evaluate", lambda *_, **__: pytest.fail("too late"))
+    (tmp_path / "file").touch()
+    data = ["--data", str(drawn), "--split", "val", "--output", str(tmp_path / "file" / "x")]
+    weights = ["--weights", str(trained / "last.safetensors"), "--device", "cpu"]
+    assert main(["eval", *weights, *data]) == 2
+    assert str(tmp_path / "file") in capsys.readouterr().err
+
+
 def test_pycocotools_reads_the_results(trained, drawn, tmp_path):
     coco = pytest.importorskip("pycocotools.coco")
     weights, data = str(trained / "last.safetensors"), str(drawn)
@@ -186,6 +243,8 @@ def test_pycocotools_reads_the_results(trained, drawn, tmp_path):
         (["eval", "--weights", "/nowhere.safetensors", "--data", "DATA"], "/nowhere.safetensors"),
         (["eval", "--weights", "W", "--data", "DATA", "--device", "tpu"], "must be one of cpu"),
         (["detect", "/nowhere", "--weights", "W"], "/nowhere is neither a file nor a folder"),
+        (["detect", "x", "--weights", "W", "--score-threshold", "2"], "lie in 0 ... 1, got 2.0"),
+        (["detect", "x", "--weights", "W", "--score-threshold", "nan"], "lie in 0 ... 1, got nan"),
     ],
 )
 def test_errors_of_users_are_one_sentence(arguments, words, drawn, tmp_path, capsys, monkeypatch):

@@ -77,6 +77,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(
             f"--data must have objects of the model's classes {list(dataset.class_names)}, got none"
         )
+    folder = Path(args.output) if args.output else Path(args.weights).parent / "eval"
+    folder.mkdir(parents=True, exist_ok=True)  # now: an evaluation may take hours
     evaluation = evaluate(
         model,
         dataset,
@@ -85,8 +87,6 @@ def run(args: argparse.Namespace) -> int:
         progress=not args.no_progress,
     )
     print(evaluation.table())
-    folder = Path(args.output) if args.output else Path(args.weights).parent / "eval"
-    folder.mkdir(parents=True, exist_ok=True)
     metrics = {
         "weights": str(args.weights),
         "data": str(args.data),
