@@ -158,7 +158,7 @@ def test_one_image_in_any_form(drawn):
     image = read_image(path)
     (expected,) = detect(model, [image])
     array = image.permute(1, 2, 0).numpy()
-    array.flags.writeable = False
+    array.setflags(write=False)
     forms = [path, str(path), image, image[None], array, array[..., ::-1][..., ::-1],
              Image.open(path), Image.fromarray(array)]  # fmt: skip
     for form in forms:

@@ -127,12 +127,12 @@ def _find_coco_json(root: Path, split: str | None) -> Path:
 
 
 def _of_split(files: Sequence[Path], split: str) -> list[Path]:
-    """Those of the JSON files that are a split by their names: the exact one, else all alike."""
+    """The JSON file that is a split by its name, else all ``instances_<split>*.json``."""
     for name in split_names(split):
         exact = [file for file in files if _called(file) == name]
         # "train2017" and "train_new" are "train", "trainval" is not.
-        pattern = re.compile(rf"{re.escape(name)}(?![^\W\d_])")
-        alike = [file for file in files if pattern.match(_called(file))]
+        pattern = re.compile(rf"instances_{re.escape(name)}(?![^\W\d_])")
+        alike = [file for file in files if pattern.match(file.name)]
         if exact or alike:
             return exact[:1] or alike
     return []

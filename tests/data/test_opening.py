@@ -82,6 +82,12 @@ def test_a_file_is_no_other_split_than_its_name_tells(tmp_path, split):
         open_dataset(tmp_path, "train")
 
 
+def test_a_file_beside_is_no_split(tmp_path):
+    write_coco(tmp_path)
+    (tmp_path / "val_predictions.json").write_text("[]")
+    assert open_part(str(tmp_path), "", "val", "raise", everything=False) is None
+
+
 def _voc_lists(root):
     write_voc(root, {"a": voc_xml([voc_object()])}, {"train": ["a"], "valid": ["a"]})
 
