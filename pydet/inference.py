@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from pydet._sources import ImageSource, as_list, read
 from pydet.data import DatasetError, DetectionDataset, read_image
 from pydet.data._paths import IMAGE_SUFFIXES
+from pydet.data.coco import NO_CLASS
 from pydet.metrics import (
     CocoMetrics,
     VocMetrics,
@@ -22,18 +24,17 @@ from pydet.metrics import (
     to_coco_results,
     voc_metrics,
 )
+from pydet.metrics.results import check_dataset
 from pydet.models import Detector
 from pydet.structures import Detection, Target
 
 _GRACE = 60  # seconds that readers go on after a SIGTERM
 
-ImageSource = Tensor | str | os.PathLike[str]
-
 
 @torch.no_grad()  # not inference_mode: cached anchors must serve training, too
 def detect(
     model: Detector,
-    images: Sequence[ImageSource],
+    images: ImageSource | Sequence[ImageSource],
     *,
     batch_size: int = 8,
     device: torch.device | str | None = None,
@@ -42,23 +43,29 @@ def detect(
 
     Args:
         model: the detector; moved to `device` and put into evaluation mode.
-        images: RGB tensors [3, H, W], uint8 or floating in [0, 1], or paths of image files.
+        images: one or a sequence of RGB tensors [3, H, W], uint8 or floating in [0, 1]; arrays
+            [H, W, 3], uint8 and RGB (OpenCV's are BGR: ``image[..., ::-1]``); images of Pillow; or
+            paths of image files. Files are turned upright as their EXIF data say, images of Pillow
+            are taken as they are. A tensor [B, 3, H, W] is B images.
         batch_size: images computed together.
         device: where; None: where the model is.
 
     Returns:
-        One `Detection` an image, in their order, on the CPU; boxes in pixels of the image as given.
+        A list, also of one image: one `Detection` an image, in their order, on the CPU; boxes in
+        pixels of the image as given.
 
     Raises:
         DatasetError: a file is not an image that can be read; `detect_files` goes on instead.
-        ValueError: `batch_size` is not positive.
+        TypeError: what is given is no image.
+        ValueError: an image has another shape, or `batch_size` is not positive.
     """
     device = _prepare("detect", model, device, batch_size)
+    sources = as_list(images)
     detections: list[Detection] = []
-    for start in range(0, len(images), batch_size):
+    for start in range(0, len(sources), batch_size):
         batch = [
-            image if isinstance(image, Tensor) else read_image(image)
-            for image in images[start : start + batch_size]
+            read(source, f"images[{index}]")
+            for index, source in enumerate(sources[start : start + batch_size], start)
         ]
         detections += _detect_batch(model, batch, device)
     return detections
@@ -84,7 +91,7 @@ class FileDetection:
 @torch.no_grad()  # not inference_mode: cached anchors must serve training, too
 def detect_files(
     model: Detector,
-    paths: Sequence[str | os.PathLike[str]],
+    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
     batch_size: int = 8,
     device: torch.device | str | None = None,
@@ -93,7 +100,7 @@ def detect_files(
 
     Args:
         model: the detector; moved to `device` and put into evaluation mode.
-        paths: image files.
+        paths: image files, or one.
         batch_size: images computed together; more are never in memory.
         device: where; None: where the model is.
 
@@ -101,6 +108,8 @@ def detect_files(
         One `FileDetection` a path, in their order.
     """
     device = _prepare("detect_files", model, device, batch_size)
+    if isinstance(paths, str | os.PathLike):
+        paths = [paths]
     for start in range(0, len(paths), batch_size):
         files = []
         for path in map(Path, paths[start : start + batch_size]):
@@ -215,7 +224,12 @@ def collect_results(
 
     Returns:
         Results in COCO format, with the data set's own image and category ids.
+
+    Raises:
+        TypeError, ValueError: as of `evaluate`.
     """
+    check_dataset("evaluate", dataset)
+    _check_classes(model, dataset)
     device = _prepare("collect_results", model, device, batch_size)
     indices = range(rank, len(dataset), world_size)
     loader: DataLoader[Any] = DataLoader(
@@ -236,6 +250,20 @@ def collect_results(
     for images, _ in batches:
         detections += _to_cpu(model(images.to(device, non_blocking=True)))
     return to_coco_results(dataset, detections, indices)
+
+
+def _check_classes(model: Detector, dataset: DetectionDataset) -> None:
+    if model.class_names and tuple(model.class_names) != tuple(dataset.class_names):
+        raise ValueError(
+            f"evaluate: dataset must have the model's classes {list(model.class_names)}, "
+            f"got {list(dataset.class_names)}"
+        )
+    if model.num_classes != len(dataset.class_names):
+        raise ValueError(
+            f"evaluate: dataset must have the model's {model.num_classes} classes, "
+            f"got {len(dataset.class_names)}; class_names of the model tell which are which, "
+            f"{NO_CLASS!r} a label that is none"
+        )
 
 
 def start_worker(_: int) -> None:
@@ -294,7 +322,11 @@ def evaluate_results(dataset: DetectionDataset, results: list[dict[str, Any]]) -
     Args:
         dataset: the ground truth.
         results: detections in COCO format, as `collect_results` gives them.
+
+    Raises:
+        TypeError: `dataset` is not a `DetectionDataset`.
     """
+    check_dataset("evaluate", dataset)
     truth = dataset.to_coco()
     return Evaluation(coco_metrics(truth, results), voc_metrics(truth, results), results)
 
@@ -319,13 +351,10 @@ def evaluate(
         progress: show a bar.
 
     Raises:
-        ValueError: the class names of model and data set differ.
+        TypeError: `dataset` is not a `DetectionDataset`.
+        ValueError: the class names of model and data set differ, or, where the model has none,
+            their number.
     """
-    if model.class_names and tuple(model.class_names) != tuple(dataset.class_names):
-        raise ValueError(
-            f"evaluate: dataset must have the model's classes {list(model.class_names)}, "
-            f"got {list(dataset.class_names)}"
-        )
     results = collect_results(
         model, dataset, batch_size=batch_size, device=device, workers=workers, progress=progress
     )

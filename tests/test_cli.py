@@ -2,6 +2,7 @@
 """The commands train, eval and detect, from their arguments to their files."""
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -16,7 +17,8 @@ from PIL import Image
 
 from pydet.cli import COMMANDS, main
 from pydet.commands._common import load_detector
-from pydet.data import write_synthetic_dataset
+from pydet.data import open_dataset, write_synthetic_dataset
+from pydet.inference import detect_files
 from pydet.training import RunConfig, load_checkpoint
 from tests.training import tiny_detector  # noqa: F401 - registers "tiny"
 
@@ -215,6 +217,61 @@ def test_detect_leaves_out_what_it_has_drawn(trained, drawn, tmp_path, capsys, m
     assert "--output must be another folder" in capsys.readouterr().err
 
 
+def test_detect_takes_several_files_and_folders(trained, drawn, tmp_path, monkeypatch):
+    first, second = sorted((drawn / "val").glob("*.jpg"))[:2]
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(first, tmp_path / folder / "x.jpg")
+    shutil.copy(second, tmp_path / "y.jpg")
+    monkeypatch.chdir(tmp_path)
+    weights = ["--weights", str(trained / "last.safetensors"), "--device", "cpu", "--output", "out"]
+    for images, names in (
+        (["a/x.jpg", str(tmp_path / "a")], ["x.jpg"]),
+        (["a", "b"], ["a/x.jpg", "b/x.jpg"]),
+        (["y.jpg", "b/x.jpg"], ["y.jpg", "b/x.jpg"]),
+        (["b/../y.jpg"], ["y.jpg"]),
+    ):
+        assert main(["detect", *images, *weights]) == 0
+        listing = json.loads(Path("out/images.json").read_text())
+        assert [image["file_name"] for image in listing["images"]] == names
+        assert {p.relative_to("out").as_posix() for p in Path("out").rglob("*.png")} == {
+            f"{name}.png" for name in names
+        }
+        shutil.rmtree("out")
+
+
+def test_detect_keeps_what_it_has_found_when_interrupted(
+    trained, drawn, tmp_path, capsys, monkeypatch
+):
+    from pydet.commands import detect
+
+    def interrupted(*arguments, **options):
+        yield from itertools.islice(detect_files(*arguments, **options), 2)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(detect, "detect_files", interrupted)
+    arguments = ["--weights", str(trained / "last.safetensors"), "--device", "cpu",
+                 "--output", str(tmp_path), "--score-threshold", "0"]  # fmt: skip
+    assert main(["detect", str(drawn / "train"), *arguments]) == 130
+    captured = capsys.readouterr()
+    assert "in 2 images" in captured.out
+    assert "pydet detect: interrupted" in captured.err
+    assert len(json.loads((tmp_path / "images.json").read_text())["images"]) == 2
+    results = json.loads((tmp_path / "detections.json").read_text())
+    assert {result["image_id"] for result in results} == {1, 2}
+
+
+def test_eval_makes_its_folder_first(trained, drawn, tmp_path, capsys, monkeypatch):
+    from pydet.commands import eval as command
+
+    monkeypatch.setattr(command, "evaluate", lambda *_, **__: pytest.fail("too late"))
+    (tmp_path / "file").touch()
+    data = ["--data", str(drawn), "--split", "val", "--output", str(tmp_path / "file" / "x")]
+    weights = ["--weights", str(trained / "last.safetensors"), "--device", "cpu"]
+    assert main(["eval", *weights, *data]) == 2
+    assert str(tmp_path / "file") in capsys.readouterr().err
+
+
 def test_pycocotools_reads_the_results(trained, drawn, tmp_path):
     coco = pytest.importorskip("pycocotools.coco")
     weights, data = str(trained / "last.safetensors"), str(drawn)
@@ -241,6 +298,8 @@ def test_pycocotools_reads_the_results(trained, drawn, tmp_path):
         (["eval", "--weights", "/nowhere.safetensors", "--data", "DATA"], "/nowhere.safetensors"),
         (["eval", "--weights", "W", "--data", "DATA", "--device", "tpu"], "must be one of cpu"),
         (["detect", "/nowhere", "--weights", "W"], "/nowhere is neither a file nor a folder"),
+        (["detect", "x", "--weights", "W", "--score-threshold", "2"], "lie in 0 ... 1, got 2.0"),
+        (["detect", "x", "--weights", "W", "--score-threshold", "nan"], "lie in 0 ... 1, got nan"),
     ],
 )
 def test_errors_of_users_are_one_sentence(arguments, words, drawn, tmp_path, capsys, monkeypatch):
@@ -269,6 +328,44 @@ def test_an_image_that_breaks_while_training_is_named(drawn, tmp_path, capsys, w
     assert "Traceback" not in line
     skipping = ["--workers", str(workers), "--on-error", "skip", "--epochs", "1", "--resume"]
     assert main(["train", "tiny", *arguments, *skipping]) == 0
+
+
+def test_what_is_trained_on_is_not_evaluated_on_unasked(drawn, tmp_path, capsys):
+    file = drawn / "annotations" / "instances_train.json"
+    root = tmp_path / "only_val"
+    shutil.copytree(drawn / "val", root / "val")
+    (root / "annotations").mkdir()
+    shutil.copy(drawn / "annotations" / "instances_val.json", root / "annotations")
+    flags = ["--epochs", "1", "--output", str(tmp_path / "run"), *QUICK]
+    for data, words in ((file, "nothing"), (root, "nothing"), (drawn, "CocoDataset")):
+        assert main(["train", "tiny", "--data", str(data), *flags]) == 0
+        assert f"evaluate on: {words}" in capsys.readouterr().err
+        shutil.rmtree(tmp_path / "run")
+    for data, split in ((file, "--val-split"), (file, "--split"), (drawn, "--val-split")):
+        assert main(["train", "tiny", "--data", str(data), split, "tset", *flags]) == 2
+        assert "the split 'tset'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("labels", ["missing", "empty"])
+def test_a_data_set_without_any_object_is_refused(trained, drawn, tmp_path, capsys, labels):
+    shutil.copytree(drawn / "train", tmp_path / "data" / "images")
+    if labels == "empty":
+        (tmp_path / "data" / "labels").mkdir()
+        for image in (tmp_path / "data" / "images").iterdir():
+            (tmp_path / "data" / "labels" / f"{image.stem}.txt").touch()
+    names = open_dataset(drawn, "train").class_names
+    yaml = f"train: images\nval: images\nnames: [{', '.join(names)}]\n"
+    (tmp_path / "data" / "data.yaml").write_text(yaml)
+    output = tmp_path / "out"
+    data = ["--data", str(tmp_path / "data"), "--output", str(output), "--on-error", "skip"]
+    weights = ["--weights", str(trained / "last.safetensors"), "--device", "cpu"]
+    assert main(["train", "tiny", *data, *QUICK]) == 2
+    line = capsys.readouterr().err
+    assert "--data must have objects to learn, got YoloDataset(" in line
+    assert ("none of the 9 images has a label file" in line) == (labels == "missing")
+    assert main(["eval", *data, *weights]) == 2
+    assert "--data must have objects of the model's classes" in capsys.readouterr().err
+    assert not output.exists()
 
 
 def test_an_unknown_setting_in_a_file_names_the_nearest(tmp_path, capsys):

@@ -4,9 +4,12 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
+from torch.utils.data import Subset
 
 from pydet.data import DatasetError, open_dataset, read_image, write_synthetic_dataset
 from pydet.inference import collect_results, detect, detect_files, evaluate, find_images
@@ -104,6 +107,31 @@ def test_other_classes_are_refused(drawn):
     model = create_model("tiny", 6, class_names=tuple("abcdef"))
     with pytest.raises(ValueError, match="dataset must have the model's classes"):
         evaluate(model, dataset)
+    for call in (evaluate, collect_results):
+        with pytest.raises(ValueError, match=r"must have the model's 7 classes, got 6;"):
+            call(create_model("tiny", 7), dataset)
+        with pytest.raises(TypeError, match=r"must be a DetectionDataset, got Subset"):
+            call(create_model("tiny", 6), Subset(dataset, [0]))
+
+
+def test_a_part_of_a_data_set_is_evaluated(drawn):
+    dataset = open_dataset(drawn, "train")
+    part = dataset.subset([4, 1])
+    evaluation = evaluate(Oracle(_truth(part)), part)
+    assert evaluation.numbers()["ap"] == 1
+    assert {r["image_id"] for r in evaluation.results} == {
+        int(dataset.records.image_ids[i]) for i in (1, 4)
+    }
+
+
+def test_labels_of_no_class_are_not_measured(drawn):
+    """A model with gaps in its labels, as torchvision's of COCO, on the categories that are."""
+    names = open_dataset(drawn, "train").class_names
+    model = create_model("tiny", 8, class_names=("N/A", *names, "N/A"))
+    dataset = open_dataset(drawn, "train", class_names=model.class_names)
+    evaluation = evaluate(model, dataset)
+    assert [c.name for c in evaluation.coco.per_class] == list(names)
+    assert {r["category_id"] for r in evaluation.results} <= set(dataset.category_ids) - {None}
 
 
 def test_tensors_files_and_mixtures_give_the_same_detections(drawn):
@@ -122,6 +150,59 @@ def test_tensors_files_and_mixtures_give_the_same_detections(drawn):
     assert detect(model, []) == []
     with pytest.raises(DatasetError):
         detect(model, [drawn / "annotations" / "instances_train.json"])
+
+
+def test_one_image_in_any_form(drawn):
+    model = create_model("tiny", 6)
+    path = min((drawn / "train").glob("*.jpg"))
+    image = read_image(path)
+    (expected,) = detect(model, [image])
+    array = image.permute(1, 2, 0).numpy()
+    array.setflags(write=False)
+    forms = [path, str(path), image, image[None], array, array[..., ::-1][..., ::-1],
+             Image.open(path), Image.fromarray(array)]  # fmt: skip
+    for form in forms:
+        for images in (form, [form], (form,)):
+            if isinstance(images, list | tuple) and form is forms[3]:
+                continue
+            (found,) = detect(model, images)
+            assert all(found[key].equal(expected[key]) for key in expected), type(form)
+    (file,) = detect_files(model, str(path))
+    assert file.detection["boxes"].equal(expected["boxes"])
+    assert len(detect(model, torch.stack([image, image]))) == 2
+
+
+def test_images_of_pillow_are_not_turned(drawn):
+    """Boxes are in the pixels of the image as given."""
+    image = Image.open(min((drawn / "train").glob("*.jpg"))).resize((40, 20))
+    turned = image.copy()
+    turned.getexif()[0x0112] = 6
+    model = create_model("tiny", 6)
+    (expected,), (found,) = detect(model, image), detect(model, turned)
+    assert found["boxes"].equal(expected["boxes"])
+
+
+@pytest.mark.parametrize(
+    ("images", "error", "words"),
+    [
+        (None, TypeError, "images must be an image or a sequence of images, got NoneType"),
+        ({1}, TypeError, "images must be an image or a sequence of images, got set"),
+        ([None], TypeError, r"images\[0\] must be a tensor \[3, H, W\], .* got NoneType"),
+        ([[torch.zeros(3, 9, 9)]], TypeError, r"images\[0\] must be a tensor .* got list"),
+        (torch.zeros(9, 9), ValueError, r"images\[0\] must have shape \[3, H, W\], got \[9, 9\]"),
+        (torch.zeros(9, 9, 3), ValueError, r"must have shape \[3, H, W\], got \[9, 9, 3\]"),
+        (torch.zeros(3, 9, 9).int(), TypeError, "must be uint8 .* or floating"),
+        (np.zeros((9, 9, 3)), TypeError, "must be uint8 if it is an array, got float64"),
+        (np.zeros((9, 9), np.uint8), ValueError, r"\[H, W, 3\] if it is an array, got \[9, 9\]"),
+        (np.zeros((3, 9, 9), np.uint8), ValueError, r"got \[3, 9, 9\]"),
+        (np.zeros((2, 9, 9, 3), np.uint8), ValueError, r"got \[2, 9, 9, 3\]"),
+        ("gone.png", FileNotFoundError, "gone.png"),
+        ([Image.new("F", (9, 9))], DatasetError, r"images\[0\] cannot be used: .* floating point"),
+    ],
+)
+def test_what_is_no_image_is_named(images, error, words):
+    with pytest.raises(error, match=words):
+        detect(create_model("tiny", 6), images)
 
 
 def test_unreadable_files_are_named_and_left_out(drawn, tmp_path):

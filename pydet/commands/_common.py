@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 
 import pydet
-from pydet.data import DatasetError, DetectionDataset, open_dataset
+from pydet.data import DetectionDataset, open_dataset
 from pydet.data._problems import OnError
+from pydet.data._splits import SplitError
 from pydet.inference import detect
 from pydet.models import Detector, fastest_memory_format
 from pydet.visualization import side_by_side
@@ -103,9 +104,7 @@ def open_part(
         return attempt(split)
     try:
         return attempt(default)
-    except DatasetError:
-        if _has_part(path, default):  # it is there, but broken
-            raise
+    except SplitError:
         return attempt(None) if everything else None
 
 
@@ -132,11 +131,3 @@ def write_pictures(
         picture.save(folder / f"{i:02d}.png")
         pictures.append(picture)
     return pictures
-
-
-def _has_part(path: str, part: str) -> bool:
-    try:
-        open_dataset(path, part, on_error="skip", verify_images=False)
-    except DatasetError:
-        return False
-    return True

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m pydet detect IMAGE_OR_FOLDER --weights W``: detect objects in images."""
+"""``python -m pydet detect IMAGE_OR_FOLDER ... --weights W``: detect objects in images."""
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "image_id, category_id, bbox as x, y, width, height, score) and images.json (which file an "
         "image_id is, the names of the categories, files that could not be read)."
     )
-    parser.add_argument("images", metavar="IMAGE_OR_FOLDER", help="a file, or a folder of them")
+    parser.add_argument(
+        "images", metavar="IMAGE_OR_FOLDER", nargs="+", help="files, or folders of them"
+    )
     add_model_arguments(parser)
     parser.add_argument("--output", metavar="DIR", default="detections", help="default: detections")
     parser.add_argument(
@@ -34,42 +37,52 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Detect; see `pydet.inference.detect_files`."""
+    if not 0 <= args.score_threshold <= 1:
+        raise ValueError(f"--score-threshold must lie in 0 ... 1, got {args.score_threshold}")
     import_modules(args.modules)
-    root = Path(args.images) if Path(args.images).is_dir() else Path(args.images).parent
     folder = Path(args.output)
-    if folder.resolve() == Path(args.images).resolve():
-        raise ValueError(f"--output must be another folder than that of the images, got {folder}")
-    paths = find_images(args.images, leave_out=folder)  # not what an earlier run has drawn
+    paths, root = _find(args.images, folder)
     model = load_detector(args)
     folder.mkdir(parents=True, exist_ok=True)
     names = model.class_names or tuple(str(k) for k in range(model.num_classes))
     results: list[dict[str, Any]] = []
     images: list[dict[str, Any]] = []
     skipped: list[dict[str, str]] = []
-    files = detect_files(
-        model,
-        paths,
-        batch_size=args.batch_size,
-    )
-    for image_id, file in enumerate(files, start=1):
-        name = file.path.relative_to(root).as_posix()
-        if file.image is None:
-            print(f"left out: {file.problem}", file=sys.stderr)
-            skipped.append({"file_name": name, "problem": file.problem})
-            continue
-        height, width = file.image.shape[1:]
-        images.append({"id": image_id, "file_name": name, "height": height, "width": width})
-        results += _results(file, image_id, args.score_threshold)
-        if not args.no_pictures:
-            _draw(file, folder / f"{name}.png", names, args.score_threshold)
-    write_text(folder / "detections.json", json.dumps(results) + "\n")
-    categories = [{"id": k + 1, "name": name} for k, name in enumerate(names)]
-    listing = {"images": images, "categories": categories, "skipped": skipped}
-    write_text(folder / "images.json", json.dumps(listing, indent=2) + "\n")
-    print(f"{len(results)} objects in {len(images)} images, {len(skipped)} left out; see {folder}")
+    files = detect_files(model, paths, batch_size=args.batch_size)
+    try:
+        for image_id, file in enumerate(files, start=1):
+            name = Path(os.path.relpath(file.path, root)).as_posix()
+            if file.image is None:
+                print(f"left out: {file.problem}", file=sys.stderr)
+                skipped.append({"file_name": name, "problem": file.problem})
+                continue
+            height, width = file.image.shape[1:]
+            images.append({"id": image_id, "file_name": name, "height": height, "width": width})
+            results += _results(file, image_id, args.score_threshold)
+            if not args.no_pictures:
+                _draw(file, folder / f"{name}.png", names, args.score_threshold)
+    finally:  # an interrupted run keeps what it has found
+        write_text(folder / "detections.json", json.dumps(results) + "\n")
+        categories = [{"id": k + 1, "name": name} for k, name in enumerate(names)]
+        listing = {"images": images, "categories": categories, "skipped": skipped}
+        write_text(folder / "images.json", json.dumps(listing, indent=2) + "\n")
+        print(
+            f"{len(results)} objects in {len(images)} images, {len(skipped)} left out; see {folder}"
+        )
     if not images:
         raise ValueError(f"none of the {len(paths)} images could be read")
     return 0
+
+
+def _find(given: list[str], output: Path) -> tuple[list[Path], str]:
+    """The files, none twice, and the folder that all of them lie in."""
+    if output.resolve() in [Path(path).resolve() for path in given]:
+        raise ValueError(f"--output must be another folder than that of the images, got {output}")
+    # What an earlier run has drawn is left out.
+    found = (file for path in given for file in find_images(path, leave_out=output))
+    paths = list({os.path.abspath(file): file for file in found}.values())
+    folders = [path if os.path.isdir(path) else os.path.dirname(path) for path in given]
+    return paths, os.path.commonpath([os.path.abspath(folder) for folder in folders])
 
 
 def _results(file: FileDetection, image_id: int, threshold: float) -> list[dict[str, Any]]:

@@ -73,11 +73,12 @@ def run(args: argparse.Namespace) -> int:
     print(dataset)
     if dataset.problems:
         print(summarize_problems(dataset.problems))
-        if not dataset.num_boxes:
-            raise ValueError(
-                f"--data must have objects of the model's classes {list(dataset.class_names)}, "
-                "got none"
-            )
+    if not dataset.num_boxes:
+        raise ValueError(
+            f"--data must have objects of the model's classes {list(dataset.class_names)}, got none"
+        )
+    folder = Path(args.output) if args.output else Path(args.weights).parent / "eval"
+    folder.mkdir(parents=True, exist_ok=True)  # now: an evaluation may take hours
     evaluation = evaluate(
         model,
         dataset,
@@ -86,8 +87,6 @@ def run(args: argparse.Namespace) -> int:
         progress=not args.no_progress,
     )
     print(evaluation.table())
-    folder = Path(args.output) if args.output else Path(args.weights).parent / "eval"
-    folder.mkdir(parents=True, exist_ok=True)
     metrics = {
         "weights": str(args.weights),
         "data": str(args.data),

@@ -88,7 +88,9 @@ def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--val", metavar="PATH", help=_text(DataConfig, "val_path"))
     parser.add_argument(
-        "--val-split", help="part to evaluate on; default: val if there is one, else nothing"
+        "--val-split",
+        help="part to evaluate on; default: val if there is one and none of it is trained on, else "
+        "nothing",
     )
     parser.add_argument("--on-error", choices=("raise", "skip"), help=_text(DataConfig, "on_error"))
     parser.add_argument(
@@ -253,6 +255,9 @@ def _open(data: DataConfig) -> tuple[DetectionDataset, DetectionDataset | None]:
         duplicate_iou=data.duplicate_iou,
     )
     assert training is not None
+    if not training.num_boxes:
+        why = f"; the first problem: {training.problems[0]}" if training.problems else ""
+        raise ValueError(f"--data must have objects to learn, got {training}{why}")
     validation = open_part(
         data.val_path or data.path,
         data.val_split,
@@ -262,7 +267,15 @@ def _open(data: DataConfig) -> tuple[DetectionDataset, DetectionDataset | None]:
         duplicate_iou=data.duplicate_iou,
         class_names=training.class_names,
     )
+    if validation and not (data.val_path or data.val_split) and _share(training, validation):
+        return training, None  # such as a single file, or "val" where everything is trained on
     return training, validation
+
+
+def _share(first: DetectionDataset, second: DetectionDataset) -> bool:
+    """Whether an image is in both."""
+    paths = {first.image_path(i) for i in range(len(first))}
+    return any(second.image_path(i) in paths for i in range(len(second)))
 
 
 def _model(config: RunConfig, dataset: DetectionDataset) -> Detector:

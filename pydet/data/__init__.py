@@ -17,9 +17,10 @@ from pydet.data.augmentation import (
 )
 from pydet.data.building import build_transform
 from pydet.data.coco import CocoDataset
-from pydet.data.dataset import DetectionDataset, Records
+from pydet.data.dataset import DetectionDataset
 from pydet.data.image import read_image, read_image_size
 from pydet.data.opening import open_dataset
+from pydet.data.records import Records
 from pydet.data.seeded import SeededView, seeded
 from pydet.data.synthetic import write_synthetic_dataset
 from pydet.data.transforms import (

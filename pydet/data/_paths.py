@@ -2,6 +2,7 @@
 """Paths that annotation files name: they may not leave the data set's folder."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path, PureWindowsPath
 
 from pydet.data._problems import DatasetError
@@ -11,7 +12,14 @@ IMAGE_SUFFIXES = frozenset(
 )
 
 
-def resolve_inside(folder: Path, name: str) -> Path:
+def native_name(folder: Path, name: str) -> str:
+    """A path below ``folder`` with this machine's slashes, where it has those of Windows."""
+    if "\\" in name and not os.path.exists(folder / name):
+        return PureWindowsPath(name).as_posix()
+    return name
+
+
+def resolve_inside(folder: Path, name: str, *, may_link: bool = False) -> Path:
     """The path of ``name`` inside ``folder``.
 
     Annotation files come from strangers. A name that leads elsewhere, climbs out by ``..`` or
@@ -22,6 +30,7 @@ def resolve_inside(folder: Path, name: str) -> Path:
         folder: The folder of the images; it may itself be a symbolic link.
         name: A path as an annotation file gives it: relative, with either kind of slash, or
             absolute.
+        may_link: Whether the name itself may be a symbolic link that leads elsewhere.
 
     Raises:
         DatasetError: The name is empty or leads outside of the folder.
@@ -32,11 +41,15 @@ def resolve_inside(folder: Path, name: str) -> Path:
     absolute = Path(name).is_absolute()
     if ".." in windows.parts or (not absolute and (windows.drive or windows.root)):
         raise DatasetError(f"{name!r} leads outside of the data set's folder {folder}")
-    path = folder / name  # the name alone, if it is absolute
-    if not path.exists() and "\\" in name:
-        path = folder.joinpath(*windows.parts)
-    root = os.path.realpath(folder)
-    if os.path.commonpath((root, os.path.realpath(path))) != root:
+    path = folder / native_name(folder, name)  # the name alone, if it is absolute
+    if not _is_below(folder, path, os.path.realpath) and not (
+        may_link and _is_below(folder, path, os.path.abspath)
+    ):
         through = "" if absolute else "is a link that "
         raise DatasetError(f"{name!r} {through}leads outside of the data set's folder {folder}")
     return path
+
+
+def _is_below(folder: Path, path: Path, resolve: Callable[[Path], str]) -> bool:
+    root = resolve(folder)
+    return os.path.commonpath((root, resolve(path))) == root

@@ -5,28 +5,26 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from pydet.data._paths import native_name
 from pydet.data._problems import DatasetError, OnError, ProblemLog
-from pydet.data.dataset import (
-    Box,
-    DetectionDataset,
-    RecordBuilder,
-    Records,
-    find_box_problem,
-    find_duplicate,
-    find_image,
-)
+from pydet.data.dataset import DetectionDataset, find_box_problem, find_duplicate, find_image
+from pydet.data.records import Box, RecordBuilder, Records
+
+# As a class name: the label is no class. The word is torchvision's.
+NO_CLASS = "N/A"
 
 
 class CocoDataset(DetectionDataset):
     """A COCO JSON file of object instances and the folder of its images.
 
     Category ids may have gaps; they are mapped to labels 0..K-1 in the order of the ids and kept in
-    ``category_ids`` for writing results. Images without annotations are kept. ``area`` is the
-    file's (in COCO the area of the segmentation; width times height where it is missing);
+    ``category_ids`` for writing results. A second category of one name is a broken record; where
+    those are skipped, its objects are the first's. Images without annotations are kept. ``area`` is
+    the file's (in COCO the area of the segmentation; width times height where it is missing);
     ``iscrowd`` and ``ignore`` objects are ``ignored``. ``width`` and ``height`` of an image may be
     missing and then come from the image file.
 
@@ -37,7 +35,8 @@ class CocoDataset(DetectionDataset):
             these that holds the first image of the file.
         split: A name that the image folder may have, only for looking for it.
         class_names: The classes, in the order that the labels shall have; categories are found by
-            name. None takes the file's categories.
+            name. "N/A" stands for a label that is no class, as in torchvision's names of the labels
+            of its COCO models: it has the category id None. None takes the file's categories.
         on_error: "raise" stops at the first broken record with a DatasetError that names it. "skip"
             leaves out broken annotations, and images that cannot be used, and lists them in
             ``problems``.
@@ -72,12 +71,17 @@ class CocoDataset(DetectionDataset):
             else Path(image_folder)
         )
         categories = _read_categories(data["categories"], file, log)
-        if class_names is None:
-            names = [categories[category_id] for category_id in sorted(categories)]
-            category_ids = sorted(categories)
-        else:
-            names, category_ids = list(class_names), _find_categories(class_names, categories, file)
-        reader = _Reader(file, folder, log, category_ids, duplicate_iou, verify_images)
+        first_ids: dict[str, int] = {}
+        for category_id, name in categories.items():
+            first_ids.setdefault(name, category_id)
+        names = sorted(first_ids, key=first_ids.__getitem__)
+        if class_names is not None:
+            names = list(class_names)
+            _check_names(names, first_ids, file)
+        category_ids = [first_ids.get(name) for name in names]
+        numbers = {name: label for label, name in enumerate(names)}
+        labels = {i: numbers[name] for i, name in categories.items() if name in numbers}
+        reader = _Reader(file, folder, log, labels, duplicate_iou, verify_images)
         reader.read_images(data["images"])
         reader.read_annotations(data.get("annotations") or [], set(categories))
         records = reader.build()
@@ -129,7 +133,7 @@ def find_image_folder(file: Path, images: Sequence[Any], split: str | None) -> P
             candidates += [base / name / "images", base / name, base / "images" / name]
         candidates.append(base / "images")
     for folder in candidates:
-        if folder.is_dir() and first and (folder / str(first)).is_file():
+        if first and os.path.isfile(folder / native_name(folder, str(first))):
             return folder
     # Without a hit the most specific folder is taken, so that each missing image is named.
     return next((folder for folder in candidates[1:] if folder.is_dir()), file.parent)
@@ -141,6 +145,7 @@ def _is_id(value: object) -> TypeGuard[int]:
 
 
 def _read_categories(items: list[Any], file: Path, log: ProblemLog) -> dict[int, str]:
+    """The names by their ids, in the file's order."""
     categories: dict[int, str] = {}
     for i, item in enumerate(items):
         record = f"categories[{i}]"
@@ -150,23 +155,21 @@ def _read_categories(items: list[Any], file: Path, log: ProblemLog) -> dict[int,
             log.report(file, f"{record} (id {item['id']})", "a category must have a 'name'")
         elif item["id"] in categories:
             log.report(file, f"{record} (id {item['id']})", "the category id is given twice")
-        elif item["name"] in categories.values():
-            log.report(
-                file, f"{record} (id {item['id']})", f"the name {item['name']!r} is given twice"
-            )
         else:
+            if item["name"] in categories.values():
+                reason = f"the name {item['name']!r} is given twice; its objects are the first's"
+                log.report(file, f"{record} (id {item['id']})", reason)
             categories[item["id"]] = item["name"]
     return categories
 
 
-def _find_categories(
-    class_names: Sequence[str], categories: dict[int, str], file: Path
-) -> list[int]:
-    ids = {name: category_id for category_id, name in categories.items()}
-    missing = [name for name in class_names if name not in ids]
+def _check_names(class_names: Sequence[str], known: Iterable[str], file: Path) -> None:
+    missing = [name for name in class_names if name not in known and name != NO_CLASS]
     if missing:
-        raise DatasetError(f"{file} has no category named {missing[0]!r}; it has {', '.join(ids)}")
-    return [ids[name] for name in class_names]
+        raise DatasetError(
+            f"{file} has no category named {missing[0]!r}; it has {', '.join(known)} "
+            f"({NO_CLASS!r} stands for a label that is no class)"
+        )
 
 
 class _Reader:
@@ -177,14 +180,14 @@ class _Reader:
         file: Path,
         image_folder: Path,
         log: ProblemLog,
-        category_ids: Sequence[int],
+        labels: dict[int, int],
         duplicate_iou: float | None,
         verify_images: bool,
     ) -> None:
         self.file = file
         self.image_folder = image_folder
         self.log = log
-        self.labels = {category_id: k for k, category_id in enumerate(category_ids)}
+        self.labels = labels
         self.duplicate_iou = duplicate_iou
         self.verify_images = verify_images
         self.sizes: dict[int, tuple[int, int]] = {}

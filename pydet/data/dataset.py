@@ -1,132 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """A detection data set in memory: packed arrays; images are decoded when asked for."""
 
+import copy
 import math
+import operator
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pydet.data._paths import resolve_inside
+from pydet.data._paths import native_name, resolve_inside
 from pydet.data._problems import DatasetError, OnError, Problem, ProblemLog
 from pydet.data.image import read_image, read_image_size
+from pydet.data.records import Box, Records
 from pydet.structures import Target
 
 # Pixels. Thinner boxes could vanish when their corners are rounded to float32 (images of up to 2^17
 # pixels a side), and are nothing that anybody meant to draw.
 _MIN_SIDE = 1 / 64
-
-
-@dataclass(frozen=True)
-class Records:
-    """The annotations of a data set as a handful of arrays.
-
-    Lists of dicts would be copied, page by page, into every data loading process, because reading a
-    Python object writes its reference count (pytorch issue 13246). Arrays stay shared.
-
-    N images, T boxes of all images together.
-
-    Attributes:
-        image_ids: [N] int64.
-        sizes: [N, 2] int64, height and width.
-        names: uint8, the UTF-8 paths of the image files below the image folder, one after the
-            other.
-        name_offsets: [N + 1] int64 into ``names``.
-        box_offsets: [N + 1] int64; image i has the boxes ``box_offsets[i]`` to ``box_offsets[i +
-            1]``.
-        boxes_xywh: [T, 4] float64, continuous pixels, exactly as in the file: not clipped.
-        labels: [T] int64, 0..K-1.
-        areas: [T] float64, square pixels.
-        iscrowd: [T] bool.
-        ignore: [T] bool, the ``ignore`` flag of COCO files.
-        difficult: [T] bool, the flag of Pascal VOC files.
-        annotation_ids: [T] int64.
-    """
-
-    image_ids: NDArray[np.int64]
-    sizes: NDArray[np.int64]
-    names: NDArray[np.uint8]
-    name_offsets: NDArray[np.int64]
-    box_offsets: NDArray[np.int64]
-    boxes_xywh: NDArray[np.float64]
-    labels: NDArray[np.int64]
-    areas: NDArray[np.float64]
-    iscrowd: NDArray[np.bool_]
-    ignore: NDArray[np.bool_]
-    difficult: NDArray[np.bool_]
-    annotation_ids: NDArray[np.int64]
-
-    def name(self, index: int) -> str:
-        """Path of image ``index`` below the image folder."""
-        name = self.names[self.name_offsets[index] : self.name_offsets[index + 1]]
-        return bytes(name).decode("utf-8", "surrogatepass")
-
-
-@dataclass(slots=True)
-class Box:
-    """One annotated object while a file is being read."""
-
-    xywh: tuple[float, float, float, float]
-    label: int
-    area: float
-    iscrowd: bool = False
-    ignore: bool = False
-    difficult: bool = False
-    annotation_id: int = 0
-
-    @property
-    def ignored(self) -> bool:
-        """Whether the object is neither foreground nor background."""
-        return self.iscrowd or self.ignore or self.difficult
-
-
-@dataclass
-class RecordBuilder:
-    """Collects images one by one and packs them."""
-
-    image_ids: list[int] = field(default_factory=list)
-    sizes: list[tuple[int, int]] = field(default_factory=list)
-    names: list[bytes] = field(default_factory=list)
-    counts: list[int] = field(default_factory=list)
-    boxes: list[Box] = field(default_factory=list)
-
-    def add(self, image_id: int, size: tuple[int, int], name: str, boxes: Sequence[Box]) -> None:
-        """Appends an image, of size (height, width), with its objects."""
-        self.image_ids.append(image_id)
-        self.sizes.append(size)
-        # Python spells bytes of a file name that are no UTF-8 as lone surrogates.
-        self.names.append(name.encode("utf-8", "surrogatepass"))
-        self.counts.append(len(boxes))
-        self.boxes.extend(boxes)
-
-    def build(self) -> Records:
-        """Packs everything added so far."""
-        boxes = self.boxes
-        return Records(
-            image_ids=np.array(self.image_ids, dtype=np.int64),
-            sizes=np.array(self.sizes, dtype=np.int64).reshape(-1, 2),
-            names=np.frombuffer(b"".join(self.names), dtype=np.uint8),
-            name_offsets=_offsets([len(name) for name in self.names]),
-            box_offsets=_offsets(self.counts),
-            boxes_xywh=np.array([b.xywh for b in boxes], dtype=np.float64).reshape(-1, 4),
-            labels=np.array([b.label for b in boxes], dtype=np.int64),
-            areas=np.array([b.area for b in boxes], dtype=np.float64),
-            iscrowd=np.array([b.iscrowd for b in boxes], dtype=np.bool_),
-            ignore=np.array([b.ignore for b in boxes], dtype=np.bool_),
-            difficult=np.array([b.difficult for b in boxes], dtype=np.bool_),
-            annotation_ids=np.array([b.annotation_id for b in boxes], dtype=np.int64),
-        )
-
-
-def _offsets(counts: Sequence[int]) -> NDArray[np.int64]:
-    return np.concatenate(([0], np.cumsum(counts, dtype=np.int64))).astype(np.int64)
 
 
 class DetectionDataset(Dataset[tuple[Tensor, Target]]):
@@ -147,7 +43,8 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
     Args:
         records: The packed annotations.
         class_names: K names; label k is ``class_names[k]``.
-        category_ids: K ids of the classes in the files of the data set, for results.
+        category_ids: K ids of the classes in the files of the data set, for results; None for a
+            label that is no class.
         image_folder: Folder that the names in ``records`` are relative to.
         on_error: What to do with an image that cannot be decoded.
         problems: Broken records that were left out.
@@ -158,7 +55,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         self,
         records: Records,
         class_names: Sequence[str],
-        category_ids: Sequence[int],
+        category_ids: Sequence[int | None],
         image_folder: Path,
         *,
         on_error: OnError = "raise",
@@ -235,12 +132,34 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
 
     def image_path(self, index: int) -> Path:
         """The file of an image."""
-        return self.image_folder / self.records.name(self._index(index))
+        name = self.records.name(self._index(index))
+        return self.image_folder / native_name(self.image_folder, name)
 
     def image_size(self, index: int) -> tuple[int, int]:
         """Height and width of an image, without decoding it."""
         height, width = self.records.sizes[index]
         return int(height), int(width)
+
+    def subset(self, indices: Sequence[int]) -> "DetectionDataset":
+        """A data set of some of the images, such as one part of a random split.
+
+        ``torch.utils.data.Subset`` would only hand out the samples; an evaluation needs the
+        annotations, too.
+
+        Args:
+            indices: Which images, in the order of the result; no image twice.
+
+        Raises:
+            IndexError: There is no such image.
+            ValueError: An image is given twice.
+        """
+        places = [self._index(operator.index(index)) for index in indices]
+        if len(set(places)) < len(places):
+            raise ValueError("subset: indices must differ, got an image twice")
+        part = copy.copy(self)
+        part.records = self.records.take(places)
+        part.source = f"{self.source}, {len(places)} of {len(self)} images"
+        return part
 
     @property
     def num_boxes(self) -> int:
@@ -313,6 +232,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         categories = [
             {"id": category_id, "name": name}
             for category_id, name in zip(self.category_ids, self.class_names, strict=True)
+            if category_id is not None
         ]
         return {"images": images, "annotations": annotations, "categories": categories}
 

@@ -39,14 +39,26 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
     """
     try:
         with Image.open(path) as image:
-            rgb = _to_rgb(_upright(image))
-        # One copy by Pillow (its memory has four bytes a pixel), one because that is not ours to
-        # write to.
-        return torch.from_numpy(np.array(rgb, order="C")).permute(2, 0, 1)
+            return pixels(_to_rgb(_upright(image)))
     except (FileNotFoundError, PermissionError, MemoryError):
         raise
     except Exception as error:  # decoders raise whatever they like on damaged files
         raise ImageError(f"read_image: {os.fspath(path)} cannot be decoded: {error}") from error
+
+
+def pixels(image: Image.Image | np.ndarray[Any, Any]) -> Tensor:
+    """The pixels of an image in memory.
+
+    Args:
+        image: [H, W, 3] uint8 RGB, or an image of Pillow: made RGB as :func:`read_image` does, but
+            not turned upright.
+
+    Returns:
+        [3, H, W] uint8, a copy; the three values of a pixel lie together.
+    """
+    # Pillow makes a copy, too (its memory has four bytes a pixel), but not one to write to.
+    rgb = _to_rgb(image) if isinstance(image, Image.Image) else image
+    return torch.from_numpy(np.array(rgb, order="C")).permute(2, 0, 1)
 
 
 def read_image_size(path: str | os.PathLike[str]) -> tuple[int, int]:

@@ -2,10 +2,12 @@
 """Recognises in which form a data set comes."""
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from pydet.data._problems import DatasetError, OnError
+from pydet.data._splits import SplitError, split_names
 from pydet.data.coco import CocoDataset
 from pydet.data.dataset import DetectionDataset
 from pydet.data.voc import VocDataset
@@ -30,7 +32,7 @@ def open_dataset(
     - a folder with ``Annotations/``: Pascal VOC, with the splits of ``ImageSets/Main``;
     - a folder with ``annotations/instances_<split>*.json``, ``annotations/<split>.json``,
       ``<split>.json`` or ``<split>/_annotations.coco.json``: COCO. Without ``split`` there must be
-      one JSON file;
+      one JSON file. A JSON file that is given itself is the one part that its name tells;
     - a folder of XML files beside their images, or such a folder for each split: Pascal VOC;
     - a YAML file, or a folder with ``data.yaml`` or ``dataset.yaml``: YOLO.
 
@@ -40,8 +42,8 @@ def open_dataset(
 
     Args:
         path: The file or folder.
-        split: Which part ("train"); None takes everything (VOC, YOLO) or the only file there is
-            (COCO).
+        split: Which part ("train"); "val" and "valid" are one. None takes everything (VOC, YOLO) or
+            the only file there is (COCO).
         on_error: "raise" stops at the first broken record, "skip" leaves broken records out and
             lists them in ``problems``; see :class:`VocDataset`, :class:`CocoDataset` and
             :class:`YoloDataset`.
@@ -53,7 +55,8 @@ def open_dataset(
             YOLO, which has no sizes, they are always read.
 
     Raises:
-        DatasetError: Nothing there is a known form, or a broken record in strict mode.
+        DatasetError: Nothing there is a known form, there is no such part, or a broken record in
+            strict mode.
     """
     root = Path(path)
     if not root.exists():
@@ -79,7 +82,7 @@ def open_dataset(
             on_error=on_error,
             duplicate_iou=duplicate_iou,
         )
-    file = root if root.is_file() else _find_coco_json(root, split)
+    file = _find_coco_json(root, split)
     return CocoDataset(
         file,
         image_folder,
@@ -95,34 +98,48 @@ def _is_voc(root: Path, split: str | None) -> bool:
     if (root / "Annotations").is_dir():
         # On file systems that ignore case this may be COCO's folder "annotations".
         return (root / "JPEGImages").is_dir() or any((root / "Annotations").glob("*.xml"))
-    return any((root if split is None else root / split).glob("*.xml"))
+    folders = [root] if split is None else [root / name for name in split_names(split)]
+    return any(any(folder.glob("*.xml")) for folder in folders)
 
 
 def _find_coco_json(root: Path, split: str | None) -> Path:
+    if root.is_file():
+        if split is not None and not _of_split([root], split):
+            raise SplitError(
+                f"{root} is one file, without parts, and by its name not the split {split!r}"
+            )
+        return root
     everything = sorted(
         file
         for pattern in ("*.json", "annotations/*.json", "*/_annotations.coco.json")
         for file in root.glob(pattern)
     )
-    if split is None:
-        found = everything
-    else:
-        exact = [
-            root / "annotations" / f"instances_{split}.json",
-            root / "annotations" / f"{split}.json",
-            root / f"instances_{split}.json",
-            root / f"{split}.json",
-            root / split / "_annotations.coco.json",
-        ]
-        found = [file for file in exact if file.is_file()][:1] or sorted(
-            (root / "annotations").glob(f"instances_{split}*.json")
-        )
+    found = everything if split is None else _of_split(everything, split)
     if len(found) == 1:
         return found[0]
     names = ", ".join(str(file.relative_to(root)) for file in everything) or "none"
     wanted = "its only JSON file" if split is None else f"a JSON file for the split {split!r}"
-    raise DatasetError(
+    raise (DatasetError if split is None else SplitError)(
         f"{root} is no Pascal VOC folder (no Annotations, no XML files), no YOLO folder (no "
         f"data.yaml) and no COCO folder with {wanted}; its JSON files: {names}"
         + ("; name a split" if split is None and found else "")
     )
+
+
+def _of_split(files: Sequence[Path], split: str) -> list[Path]:
+    """The JSON file that is a split by its name, else all ``instances_<split>*.json``."""
+    for name in split_names(split):
+        exact = [file for file in files if _called(file) == name]
+        # "train2017" and "train_new" are "train", "trainval" is not.
+        pattern = re.compile(rf"instances_{re.escape(name)}(?![^\W\d_])")
+        alike = [file for file in files if pattern.match(file.name)]
+        if exact or alike:
+            return exact[:1] or alike
+    return []
+
+
+def _called(file: Path) -> str:
+    """What a JSON file calls its part: "val" of ``instances_val.json``."""
+    if file.name == "_annotations.coco.json":
+        return file.parent.name
+    return file.stem.removeprefix("instances_")

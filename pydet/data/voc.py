@@ -14,14 +14,9 @@ from defusedxml import ElementTree as SafeElementTree
 
 from pydet.data._paths import IMAGE_SUFFIXES, resolve_inside
 from pydet.data._problems import DatasetError, OnError, ProblemLog
-from pydet.data.dataset import (
-    Box,
-    DetectionDataset,
-    RecordBuilder,
-    find_box_problem,
-    find_duplicate,
-    find_image,
-)
+from pydet.data._splits import SplitError, split_names
+from pydet.data.dataset import DetectionDataset, find_box_problem, find_duplicate, find_image
+from pydet.data.records import Box, RecordBuilder
 
 Coordinates = Literal["voc", "zero_based", "continuous"]
 
@@ -52,8 +47,8 @@ class VocDataset(DetectionDataset):
 
     Args:
         root: The folder.
-        split: Name of a list in ``ImageSets/Main`` (or of a folder of XML files); None takes all
-            annotations.
+        split: Name of a list in ``ImageSets/Main`` (or of a folder of XML files); "val" and "valid"
+            are one. None takes all annotations.
         class_names: The classes; label k is ``class_names[k]``. None takes all names that occur in
             the annotations of *all* splits, sorted, so that the labels of the splits agree.
         on_error: "raise" stops at the first broken record with a DatasetError that names it. "skip"
@@ -148,15 +143,20 @@ def find_voc_layout(root: Path, split: str | None) -> VocLayout:
             raise DatasetError(f"{root} has Annotations but no folder JPEGImages")
         if split is None:
             return VocLayout(annotations, images, None, (annotations,))
-        if not (lists / f"{split}.txt").is_file():
+        files = [lists / f"{name}.txt" for name in split_names(split)]
+        split_list = next((file for file in files if file.is_file()), None)
+        if split_list is None:
             known = sorted(path.stem for path in lists.glob("*.txt"))
-            raise DatasetError(
+            raise SplitError(
                 f"{lists} has no {split}.txt; its splits are {', '.join(known) or 'none'}"
             )
-        return VocLayout(annotations, images, lists / f"{split}.txt", (annotations,))
-    folder = root if split is None else root / split
-    if not any(folder.glob("*.xml")):
-        raise DatasetError(f"{root} has no folder Annotations, and {folder} holds no XML files")
+        return VocLayout(annotations, images, split_list, (annotations,))
+    folders = [root] if split is None else [root / name for name in split_names(split)]
+    folder = next((folder for folder in folders if any(folder.glob("*.xml"))), None)
+    if folder is None:
+        raise (DatasetError if split is None else SplitError)(
+            f"{root} has no folder Annotations, and {folders[0]} holds no XML files"
+        )
     siblings = (
         (folder,) if split is None else tuple(p for p in sorted(root.iterdir()) if p.is_dir())
     )
@@ -171,11 +171,14 @@ def _read_stems(layout: VocLayout, split: str | None, log: ProblemLog) -> Iterat
     seen = set()
     lines = layout.split_list.read_text(encoding="utf-8-sig").splitlines()
     for number, line in enumerate(lines, start=1):
-        # The lists of single classes (aeroplane_train.txt) have a second column, -1, 0 or 1.
-        words = line.rsplit(maxsplit=1)
-        stem = words[0] if len(words) == 2 and words[1] in ("-1", "0", "1") else line.strip()
+        stem = line.strip()
         if not stem:
             continue
+        # The lists of single classes (aeroplane_train.txt) have a second column, -1, 0 or 1, which
+        # may as well be the end of a name ("img 1").
+        words = stem.rsplit(maxsplit=1)
+        if words[-1] in ("-1", "0", "1") and not os.path.isfile(layout.annotations / f"{stem}.xml"):
+            stem = words[0]
         if stem in seen:
             log.report(layout.split_list, f"line {number}", f"{stem} is listed twice")
             continue

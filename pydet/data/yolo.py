@@ -11,19 +11,12 @@ from typing import Any, TypeGuard
 
 import yaml
 
-from pydet.data._paths import IMAGE_SUFFIXES, resolve_inside
+from pydet.data._paths import IMAGE_SUFFIXES, native_name, resolve_inside
 from pydet.data._problems import DatasetError, OnError, ProblemLog
-from pydet.data.dataset import (
-    Box,
-    DetectionDataset,
-    RecordBuilder,
-    find_box_problem,
-    find_duplicate,
-    find_image,
-)
+from pydet.data._splits import SplitError, split_names
+from pydet.data.dataset import DetectionDataset, find_box_problem, find_duplicate, find_image
+from pydet.data.records import Box, RecordBuilder
 
-# How splits are named elsewhere; the first that a file has is taken.
-_ALIASES = {"val": ("val", "valid"), "valid": ("valid", "val")}
 _SPLITS = ("train", "val", "valid", "test")
 
 
@@ -31,13 +24,16 @@ class YoloDataset(DetectionDataset):
     """A folder with ``data.yaml`` (or ``dataset.yaml``) and a label file for each image.
 
     ``data.yaml`` has ``names``, a list or a map from 0 on, and for each split a folder of images or
-    a text file with the path of an image in each line. Paths are relative to its ``path`` if it
-    has one that is a folder below it, else to the file itself, and may not leave that folder. The
-    label file of ``.../images/a.b.jpg`` is ``.../labels/a.b.txt``, else ``a.b.txt`` beside the
+    a text file with the path of an image in each line. Paths are relative to its ``path``, absolute
+    or seen from the file, if that is a folder, else to the file itself, and may not leave that
+    folder. The folder of a split may be a symbolic link, and so may that of its labels.
+
+    The label file of ``.../images/a.b.jpg`` is ``.../labels/a.b.txt``, else ``a.b.txt`` beside the
     image. A line of it is ``class x y width height``, the box's centre and size relative to the
-    image's, or ``class x1 y1 x2 y2 x3 y3 ...``, a polygon, around which the box is drawn; an image
-    without a label file, or with an empty one, has no objects. Label files never give the size of
-    an image, so every image's head is read.
+    image's, or ``class x1 y1 x2 y2 x3 y3 ...``, a polygon, around which the box is drawn. An image
+    without a label file, or with an empty one, has no objects; that no image has a label file at
+    all is a broken record. Label files never give the size of an image, so every image's head is
+    read.
 
     ``image_id`` is the place in the split's list, or in the sorted folder, from 1 on; ``area`` is
     width times height.
@@ -85,6 +81,10 @@ class YoloDataset(DetectionDataset):
             reader.add(image_id, image)
         records = reader.builder.build()
         log.require_images(root, len(records.image_ids))
+        if images and not reader.num_label_files:
+            places = " or ".join(str(folder / place) for place in _label_places(images[0].name))
+            reason = f"none of the {len(images)} images has a label file, such as {places}"
+            log.report(file, split or "", reason)
         super().__init__(
             records,
             names,
@@ -143,15 +143,13 @@ def _class_names(file: Path, content: dict[str, Any]) -> list[str]:
 
 
 def _folder(file: Path, content: dict[str, Any]) -> Path:
-    """The folder that paths are relative to."""
-    path = content.get("path", "")
-    if isinstance(path, str) and path and not PurePosixPath(path).is_absolute():
-        try:
-            below = resolve_inside(file.parent, path) if path != "." else file.parent
-        except DatasetError:
-            return file.parent  # such as ../datasets/x, which describes another machine
-        if below.is_dir():
-            return below
+    """The folder that paths are relative to: the file's own if its ``path`` is of another machine.
+
+    It may lie anywhere: whoever has a ``data.yaml`` of ultralytics expects that.
+    """
+    path = content.get("path")
+    if isinstance(path, str) and os.path.isdir(file.parent / path):
+        return file.parent / path
     return file.parent
 
 
@@ -170,9 +168,9 @@ def _parts(file: Path, content: dict[str, Any], split: str | None) -> list[_Part
         if not known:
             raise DatasetError(f"{file} names no images: it has none of {', '.join(_SPLITS)}")
     else:
-        wanted = [name for name in _ALIASES.get(split, (split,)) if name in known][:1]
+        wanted = [name for name in split_names(split) if name in known][:1]
         if not wanted:
-            raise DatasetError(
+            raise SplitError(
                 f"{file} has no split {split!r}; its splits are {', '.join(known) or 'none'}"
             )
     parts = []
@@ -189,28 +187,36 @@ def _parts(file: Path, content: dict[str, Any], split: str | None) -> list[_Part
 
 @dataclass(frozen=True)
 class _Image:
-    """An image by its path below the folder, and what names it: itself, or a line of a list."""
+    """An image by its path below the folder, and what names it: itself, or a line of a list.
+
+    The first ``depth`` parts of the path are the folder that it may not leave.
+    """
 
     name: str
     file: Path
     record: str
+    depth: int = 0
 
 
 def _images(file: Path, folder: Path, part: _Part, log: ProblemLog) -> Iterator[_Image]:
     """The images of a split."""
     path = _resolve(folder, part.path, f"{file}, {part.name}")
     if path.is_dir():
-        below = path.relative_to(folder)
+        below = path.relative_to(folder) if path.is_relative_to(folder) else path
         for found in sorted(path.rglob("*")):
             if found.suffix.lower() in IMAGE_SUFFIXES:
-                yield _Image((below / found.relative_to(path)).as_posix(), found, "")
+                name = (below / found.relative_to(path)).as_posix()
+                yield _Image(name, found, "", len(below.parts))
         return
     if path.suffix != ".txt" or not path.is_file():
-        raise DatasetError(f"{file}: {part.name} must be a folder of images or a list, got {path}")
+        raise DatasetError(
+            f"{file}: {part.name} must be a folder of images or a list, got {path}; paths are "
+            "relative to its 'path', where that is a folder, and else to the file"
+        )
     seen = set()
     lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
     for number, line in enumerate(lines, start=1):
-        name = line.strip().removeprefix("./")
+        name = native_name(folder, line.strip()).removeprefix("./")
         if not name:
             continue
         if name in seen:
@@ -228,7 +234,8 @@ def _resolve(folder: Path, name: str, where: str) -> Path:
     Exports often have ``../train/images``, one folder too many, where ``train/images`` is meant.
     """
     try:
-        return resolve_inside(folder, name.removeprefix("./").removeprefix("../").rstrip("/"))
+        below = name.removeprefix("./").removeprefix("../").rstrip("/")
+        return resolve_inside(folder, below, may_link=True)
     except DatasetError as error:
         raise DatasetError(f"{where}: {error}") from None
 
@@ -250,19 +257,23 @@ class _Reader:
         self.log = log
         self.duplicate_iou = duplicate_iou
         self.builder = RecordBuilder()
+        self.num_label_files = 0
         self._annotation_id = 0
 
     def add(self, image_id: int, image: _Image) -> None:
-        name = image.name
         try:
-            size = find_image(self.folder, name, None, verify=True)
-            path = resolve_inside(self.folder, _label_name(self.folder, name))
+            within, below = _cut(PurePosixPath(image.name), image.depth)
+            size = find_image(self.folder / within, below, None, verify=True)
+            # "images" may have become "labels" in either part of the path.
+            within, below = _cut(_label_file(self.folder, image.name), image.depth)
+            path = resolve_inside(self.folder / within, below)
             lines = _read_lines(path)
         except DatasetError as error:
             self.log.report(image.file, image.record, str(error))
             return
+        self.num_label_files += lines is not None
         boxes: list[Box] = []
-        for number, line in enumerate(lines, start=1):
+        for number, line in enumerate(lines or (), start=1):
             if not line.strip():
                 continue
             self._annotation_id += 1
@@ -270,7 +281,7 @@ class _Reader:
                 boxes.append(self._box(line.split(), size, boxes))
             except DatasetError as error:
                 self.log.report(path, f"line {number}", str(error))
-        self.builder.add(image_id, size, name, boxes)
+        self.builder.add(image_id, size, image.name, boxes)
 
     def _box(self, words: list[str], size: tuple[int, int], earlier: Sequence[Box]) -> Box:
         is_polygon = len(words) >= 7 and len(words) % 2 == 1
@@ -320,24 +331,33 @@ class _Reader:
         return box
 
 
-def _label_name(folder: Path, name: str) -> str:
-    """The label file of an image: in ``labels`` for ``images`` if that is there, or beside it."""
+def _cut(path: PurePosixPath, depth: int) -> tuple[PurePosixPath, str]:
+    return PurePosixPath(*path.parts[:depth]), str(PurePosixPath(*path.parts[depth:]))
+
+
+def _label_places(name: str) -> list[PurePosixPath]:
+    """Where the label file of an image may be: in ``labels`` for ``images``, or beside it."""
     path = PurePosixPath(name)
-    text = f"{path.stem}.txt"
-    parts = list(path.parent.parts)
-    places = [index for index, part in enumerate(parts) if part == "images"]
-    if places:
-        parts[places[-1]] = "labels"
-        below = PurePosixPath(*parts)
-        if (folder / below).is_dir():
-            return str(below / text)
-    return str(path.parent / text)
+    beside = path.parent / f"{path.stem}.txt"
+    parts = list(beside.parts)
+    places = [index for index, part in enumerate(parts[:-1]) if part == "images"]
+    if not places:
+        return [beside]
+    parts[places[-1]] = "labels"
+    return [PurePosixPath(*parts), beside]
 
 
-def _read_lines(path: Path) -> list[str]:
+def _label_file(folder: Path, name: str) -> PurePosixPath:
+    """The first of these places whose folder is there."""
+    places = _label_places(name)
+    return next((place for place in places if (folder / place.parent).is_dir()), places[-1])
+
+
+def _read_lines(path: Path) -> list[str] | None:
+    """The lines of a label file; None if there is none."""
     try:
         return path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
-        return []
+        return None
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"label file {path} cannot be read: {error}") from error

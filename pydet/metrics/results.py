@@ -15,6 +15,8 @@ def to_coco_results(
 ) -> list[dict[str, Any]]:
     """Writes detections as COCO results, with the image and category ids of the data set's files.
 
+    Detections whose label is no class (see :class:`pydet.data.CocoDataset`) are left out.
+
     Args:
         dataset: Where the images came from.
         detections: One entry an image, boxes in the pixels of the image file.
@@ -25,8 +27,12 @@ def to_coco_results(
         One dict a box: ``image_id``, ``category_id``, ``bbox`` [x, y, width, height] and ``score``.
 
     Raises:
-        ValueError: There are more or fewer detections than images.
+        TypeError: The data set is not a :class:`pydet.data.DetectionDataset`.
+        ValueError: There are more or fewer detections than images, or a label is none of the data
+            set's.
     """
+    check_dataset("to_coco_results", dataset)
+    category_ids = dataset.category_ids
     places = range(len(dataset)) if indices is None else indices
     results = []
     detections = list(detections)
@@ -43,12 +49,26 @@ def to_coco_results(
         for box, score, label in zip(
             xywh.tolist(), detection["scores"].tolist(), detection["labels"].tolist(), strict=True
         ):
-            results.append(
-                {
-                    "image_id": image_id,
-                    "category_id": dataset.category_ids[label],
-                    "bbox": box,
-                    "score": score,
-                }
-            )
+            if not 0 <= label < len(category_ids):
+                raise ValueError(
+                    "to_coco_results: detections must have labels in "
+                    f"0 ... {len(category_ids) - 1}, got {label}"
+                )
+            if (category_id := category_ids[label]) is not None:
+                results.append(
+                    {"image_id": image_id, "category_id": category_id, "bbox": box, "score": score}
+                )
     return results
+
+
+def check_dataset(caller: str, dataset: object) -> None:
+    """Makes sure that a data set is one whose annotations can be measured with.
+
+    Raises:
+        TypeError: It is not a :class:`pydet.data.DetectionDataset`.
+    """
+    if not isinstance(dataset, DetectionDataset):
+        raise TypeError(
+            f"{caller}: dataset must be a DetectionDataset, got {type(dataset).__name__} "
+            "(DetectionDataset.subset takes some images of one)"
+        )

@@ -49,6 +49,22 @@ def test_class_names_decide_the_order_of_the_labels(tmp_path):
         CocoDataset(file, tmp_path / "images", class_names=["cat"])
 
 
+def test_slashes_of_windows(tmp_path):
+    data = coco_data()
+    for item in data["images"]:
+        item["file_name"] = "train\\" + item["file_name"]
+    (tmp_path / "annotations").mkdir()
+    file = tmp_path / "annotations" / "instances_all.json"
+    file.write_text(json.dumps(data))
+    for name in ("a.jpg", "b.jpg"):
+        write_image(tmp_path / "images" / "train" / name)
+    dataset = CocoDataset(file)
+    assert dataset.image_path(0) == tmp_path / "images" / "train" / "a.jpg"
+    assert dataset[0][0].shape == (3, 30, 40)
+    assert dataset.check() == []
+    assert dataset.to_coco()["images"] == data["images"]
+
+
 def test_crowd_and_ignore_are_ignored_but_told_apart(tmp_path):
     data = coco_data()
     data["annotations"][0]["iscrowd"] = 1
@@ -246,7 +262,6 @@ def test_text_that_is_not_utf8(tmp_path):
     ("category", "reason"),
     [
         ({"id": 7, "name": "cow"}, "category id is given twice"),
-        ({"id": 8, "name": "dog"}, "name 'dog' is given twice"),
         ({"id": "8", "name": "cow"}, "integer 'id'"),
         ({"id": 8}, "must have a 'name'"),
         ("cow", "integer 'id'"),
@@ -260,6 +275,37 @@ def test_broken_categories(tmp_path, category, reason):
     dataset = CocoDataset(file, tmp_path / "images", on_error="skip")
     assert dataset.class_names == ("cat", "dog")
     assert len(dataset.problems) == 1
+
+
+def test_two_categories_of_one_name_are_one_class(tmp_path):
+    """Exports of Roboflow have a category 0 of the project's name."""
+    data = coco_data()
+    data["categories"] = [{"id": 3, "name": "cat"}, *data["categories"]]
+    data["categories"][-1]["id"] = 9
+    data["annotations"][1]["category_id"] = 9
+    file = write_coco(tmp_path, data)
+    with pytest.raises(DatasetError, match=r"categories\[2\] \(id 9\): the name 'cat' is given"):
+        CocoDataset(file, tmp_path / "images")
+    for names, labels in ((None, [1, 0]), (["dog", "cat"], [0, 1])):
+        dataset = CocoDataset(file, tmp_path / "images", class_names=names, on_error="skip")
+        assert sorted(dataset.class_names) == ["cat", "dog"]
+        assert sorted(dataset.category_ids) == [3, 7]
+        assert dataset[0][1]["labels"].tolist() == labels
+        assert dataset.num_boxes == 3
+        (problem,) = dataset.problems
+        assert "its objects are the first's" in problem.reason
+
+
+def test_labels_that_are_no_class(tmp_path):
+    """The labels of torchvision's COCO models are the ids less one, with gaps."""
+    names = ["N/A", "N/A", "cat", "N/A", "N/A", "N/A", "dog", "N/A"]
+    dataset = CocoDataset(write_coco(tmp_path), tmp_path / "images", class_names=names)
+    assert dataset.class_names == tuple(names)
+    assert dataset.category_ids == (None, None, 3, None, None, None, 7, None)
+    assert dataset[0][1]["labels"].tolist() == [6, 2]
+    assert [c["id"] for c in dataset.to_coco()["categories"]] == [3, 7]
+    with pytest.raises(DatasetError, match=r"no category named 'n/a'; .*'N/A' stands for a label"):
+        CocoDataset(write_coco(tmp_path), tmp_path / "images", class_names=["cat", "dog", "n/a"])
 
 
 @pytest.mark.parametrize("key", ["images", "annotations"])
@@ -348,6 +394,10 @@ def test_val2014_keeps_ids_crowds_and_areas(shared_dir):
     names = {c["id"]: c["name"] for c in data["categories"]}
     for k, category_id in enumerate(dataset.category_ids):
         assert dataset.class_names[k] == names[category_id]
+    gaps = [names.get(label + 1, "N/A") for label in range(90)]  # of torchvision's models
+    dataset = CocoDataset(file, file.parent, class_names=gaps, verify_images=False)
+    assert dataset.category_ids == tuple(k + 1 if k + 1 in names else None for k in range(90))
+    assert dataset.to_coco()["annotations"] == truth["annotations"]
 
 
 def test_voc_and_coco_forms_of_the_same_boxes_agree(shared_dir):

@@ -48,6 +48,27 @@ def test_indices(tmp_path):
     assert len(list(dataset)) == 2  # iteration ends
 
 
+@pytest.mark.parametrize("wrap", [list, torch.tensor])
+def test_a_subset_is_a_data_set(tmp_path, wrap):
+    objects = [[voc_object("cat", (1 + i, 1, 8 + 3 * i, 8)) for i in range(n)] for n in (2, 0, 3)]
+    texts = {f"i{n}{'long' * n}": voc_xml(boxes) for n, boxes in enumerate(objects)}
+    dataset = open_dataset(write_voc(tmp_path, texts))
+    part = dataset.subset(wrap([2, -3]))
+    assert len(part) == 2
+    assert part.num_boxes == 5
+    for new, old in ((0, 2), (1, 0)):
+        assert part.image_path(new) == dataset.image_path(old)
+        torch.testing.assert_close(part[new], dataset[old])
+    truth = {a["id"]: a for a in dataset.to_coco()["annotations"]}
+    assert all(truth[a["id"]] == a for a in part.to_coco()["annotations"])
+    assert "2 of 3 images" in repr(part)
+    assert len(dataset.subset([])) == dataset.subset([1]).num_boxes == 0
+    with pytest.raises(IndexError, match=r"0\.\.2, got 3"):
+        dataset.subset([3])
+    with pytest.raises(ValueError, match="subset: indices must differ"):
+        dataset.subset([0, -3])
+
+
 def test_names_of_any_script(tmp_path):
     data = coco_data()
     data["images"][0]["file_name"] = "größe 猫.jpg"

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from pydet.commands._common import open_part
 from pydet.data import CocoDataset, DatasetError, VocDataset, YoloDataset, open_dataset
 
 from .helpers import coco_data, voc_object, voc_xml, write_coco, write_image, write_voc, write_yolo
@@ -66,6 +67,60 @@ def test_splits_do_not_mix(tmp_path):
         open_dataset(tmp_path, "test")
     with pytest.raises(DatasetError, match=rf"{words}; name a split"):
         open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("split", ["val", "trainval", "nonexistent"])
+def test_a_file_is_no_other_split_than_its_name_tells(tmp_path, split):
+    file = write_coco(tmp_path)
+    with pytest.raises(DatasetError, match=f"one file, .* by its name not the split {split!r}"):
+        open_dataset(file, split)
+    file.rename(tmp_path / "instances_trainval2012.json")
+    assert len(open_dataset(tmp_path / "instances_trainval2012.json", "trainval")) == 2
+    with pytest.raises(
+        DatasetError, match=r"'train'; its JSON files: instances_trainval2012\.json"
+    ):
+        open_dataset(tmp_path, "train")
+
+
+def test_a_file_beside_is_no_split(tmp_path):
+    write_coco(tmp_path)
+    (tmp_path / "val_predictions.json").write_text("[]")
+    assert open_part(str(tmp_path), "", "val", "raise", everything=False) is None
+
+
+def _voc_lists(root):
+    write_voc(root, {"a": voc_xml([voc_object()])}, {"train": ["a"], "valid": ["a"]})
+
+
+def _voc_folders(root):
+    for split in ("train", "valid"):
+        write_image(root / split / "a.jpg")
+        (root / split / "a.xml").write_text(voc_xml([voc_object()]))
+
+
+def _coco_folders(root):
+    for split in ("train", "valid"):
+        for name in ("a.jpg", "b.jpg"):
+            write_image(root / split / name)
+        (root / split / "_annotations.coco.json").write_text(json.dumps(coco_data()))
+
+
+def _yolo_folders(root):
+    yaml = "train: train/images\nvalid: valid/images\nnames: [cat, dog]\n"
+    for split in ("train", "valid"):
+        write_yolo(root, {"a": "0 0.5 0.5 0.5 0.5"}, yaml, split)
+
+
+@pytest.mark.parametrize("write", [_voc_lists, _voc_folders, _coco_folders, _yolo_folders])
+def test_val_and_valid_are_one(tmp_path, write):
+    write(tmp_path)
+    validation = open_part(str(tmp_path), "", "val", "raise", everything=False)
+    asked = open_dataset(tmp_path, "valid")
+    assert validation.image_path(0) == asked.image_path(0)
+    assert validation.num_boxes == asked.num_boxes > 0
+    with pytest.raises(DatasetError):
+        open_dataset(tmp_path, "test")
+    assert open_part(str(tmp_path), "", "test", "raise", everything=False) is None
 
 
 def test_yolo_folder(tmp_path):

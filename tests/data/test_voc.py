@@ -58,6 +58,15 @@ def test_labels_of_splits_agree_although_their_classes_differ(tmp_path):
     assert given[0][1]["labels"].tolist() == [0]
 
 
+def test_names_may_end_like_the_second_column_of_a_list(tmp_path):
+    texts = {name: voc_xml([voc_object()]) for name in ("img 1", "img", "img 2", "1")}
+    root = write_voc(tmp_path, texts, {"train": [*texts], "cat_train": ["img 1 -1", "img  0"]})
+    names = [VocDataset(root, "train").image_path(i).stem for i in range(4)]
+    assert names == list(texts)
+    listed = VocDataset(root, "cat_train")
+    assert [listed.image_path(i).stem for i in range(2)] == ["img 1", "img"]
+
+
 def test_an_image_without_objects_is_kept(tmp_path):
     dataset = VocDataset(write_voc(tmp_path, {"a": voc_xml()}), class_names=["cat"])
     image, target = dataset[0]

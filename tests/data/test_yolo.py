@@ -32,6 +32,20 @@ def test_label_files_that_are_empty_or_missing_mean_no_objects(tmp_path):
     assert dataset.problems == []
 
 
+def test_no_label_file_at_all_is_a_mistake(tmp_path):
+    root = write_yolo(tmp_path, {"a": None, "b": None})
+    words = (
+        r"data\.yaml, train: none of the 2 images .*train/labels/a\.txt or .*train/images/a\.txt"
+    )
+    with pytest.raises(DatasetError, match=words):
+        YoloDataset(root, "train")
+    dataset = YoloDataset(root, "train", on_error="skip")
+    assert len(dataset) == 2
+    assert [problem.record for problem in dataset.problems] == ["train"]
+    (root / "train" / "labels" / "a.txt").touch()
+    assert YoloDataset(root, "train").num_boxes == 0
+
+
 def test_file_names_may_have_dots_and_folders(tmp_path):
     root = write_yolo(tmp_path, {"a.jpg.rf.1": "0 0.5 0.5 0.5 0.5"})
     write_image(root / "train" / "images" / "deep" / "b.png")
@@ -51,7 +65,7 @@ def test_labels_beside_images(tmp_path):
 
 def test_splits_and_their_lists(tmp_path):
     yaml = "train: train.txt\nval: valid/images\ntest:\nnames: [cat, dog]\n"
-    write_yolo(tmp_path, {"a": None, "b": None, "c": None})
+    write_yolo(tmp_path, {"a": "", "b": None, "c": None})
     root = write_yolo(tmp_path, {"v": "1 0.5 0.5 0.5 0.5"}, yaml, "valid")
     (root / "train.txt").write_text("./train/images/b.jpg\ntrain/images/a.jpg\n\n")
     train = YoloDataset(root, "train")
@@ -83,6 +97,67 @@ def test_paths_are_relative_to_the_path_of_the_file(tmp_path):
     file = tmp_path / "cats.yaml"
     file.write_text("path: cats\ntrain: train/images\nnames: [cat]")
     assert open_dataset(file, "train").num_boxes == 1
+
+
+@pytest.mark.parametrize("path", ["{root}", "../data/cats", "../data"])
+def test_the_path_of_the_file_may_lie_elsewhere(tmp_path, path):
+    root = write_yolo(tmp_path / "data" / "cats", {"a": "0 0.5 0.5 0.5 0.5"})
+    (root / "data.yaml").unlink()
+    (tmp_path / "yaml").mkdir()
+    file = tmp_path / "yaml" / "cats.yaml"
+    below = "cats/train/images" if path == "../data" else "train/images"
+    text = f"path: {path.format(root=root)}\nnames: [cat]\ntrain: "
+    file.write_text(text + below)
+    assert YoloDataset(file, "train").num_boxes == 1
+    for other in ("../../yaml", "/etc"):
+        file.write_text(text + other)
+        with pytest.raises(DatasetError, match=r"cats\.yaml, train: .*leads outside"):
+            YoloDataset(file, "train")
+    (tmp_path / "secret.jpg").touch()
+    (root / "secret.jpg").symlink_to(tmp_path / "secret.jpg")
+    file.write_text(f"path: {root}\nnames: [cat]\ntrain: train.txt")
+    for name in ("../secret.jpg", str(tmp_path / "secret.jpg"), "secret.jpg"):
+        (root / "train.txt").write_text(name)
+        with pytest.raises(DatasetError, match=r"train\.txt, line 1: .*leads outside"):
+            YoloDataset(file, "train")
+
+
+def test_a_path_of_another_machine_is_explained(tmp_path):
+    root = write_yolo(tmp_path, {}, "path: /data/cats\ntrain: images\nnames: [cat]")
+    words = r"train must be .* relative to its 'path', where that is a folder, and else to the file"
+    with pytest.raises(DatasetError, match=words):
+        YoloDataset(root)
+
+
+def test_folders_of_a_split_may_be_links(tmp_path):
+    root = write_yolo(tmp_path / "cats", {"a": "0 0.5 0.5 0.5 0.5"})
+    write_image(tmp_path / "elsewhere" / "b.jpg")
+    for name in ("images", "labels"):
+        (root / "train" / name).rename(tmp_path / name)
+        (root / "train" / name).symlink_to(tmp_path / name)
+    for text in ("train/images", f"{root}/train/images"):
+        (root / "data.yaml").write_text(f"train: {text}\nnames: [cat]")
+        dataset = YoloDataset(root)
+        assert dataset.num_boxes == 1
+        assert dataset[0][0].shape == (3, 30, 40)
+    # A single file that leads out of them may not.
+    (tmp_path / "images" / "b.jpg").symlink_to(tmp_path / "elsewhere" / "b.jpg")
+    with pytest.raises(DatasetError, match=r"'b\.jpg' is a link that leads outside"):
+        YoloDataset(root)
+    (tmp_path / "images" / "b.jpg").unlink()
+    (tmp_path / "labels" / "a.txt").rename(tmp_path / "elsewhere" / "a.txt")
+    (tmp_path / "labels" / "a.txt").symlink_to(tmp_path / "elsewhere" / "a.txt")
+    with pytest.raises(DatasetError, match=r"'a\.txt' is a link that leads outside"):
+        YoloDataset(root)
+
+
+def test_an_absolute_folder_below_a_relative_one(tmp_path, monkeypatch):
+    root = write_yolo(tmp_path / "cats", {"a": "0 0.5 0.5 0.5 0.5"})
+    (root / "data.yaml").write_text(f"train: {root}/train/images\nnames: [cat]")
+    monkeypatch.chdir(tmp_path)
+    dataset = YoloDataset("cats")
+    assert dataset.num_boxes == 1
+    assert dataset[0][0].shape == (3, 30, 40)
 
 
 def test_classes_of_another_order(tmp_path):
@@ -133,7 +208,7 @@ def test_boxes_beyond_the_border_are_clipped_and_counted(tmp_path):
 
 def test_broken_files(tmp_path):
     yaml = "train: train.txt\nnames: [cat, dog]\n"
-    root = write_yolo(tmp_path, {"a": None, "b": None, "c": None}, yaml)
+    root = write_yolo(tmp_path, {"a": "", "b": None, "c": None}, yaml)
     names = ["a.jpg", "gone.jpg", "a.jpg", "b.jpg", "c.jpg", "../../x.jpg"]
     (root / "train.txt").write_text("\n".join(f"train/images/{name}" for name in names))
     (root / "train/images/b.jpg").write_bytes(b"no image")
@@ -198,6 +273,14 @@ def test_absolute_paths_inside_of_the_folder(tmp_path):
     assert dataset.num_boxes == len(dataset) == 1
     (root / "data.yaml").write_text(f"train: {root}/train/images\nnames: [cat, dog]")
     assert YoloDataset(root).num_boxes == 1
+
+
+def test_lists_with_the_slashes_of_windows(tmp_path):
+    root = write_yolo(tmp_path, {"a": "1 0.5 0.5 0.5 0.5"}, "train: train.txt\nnames: [cat, dog]")
+    (root / "train.txt").write_text(".\\train\\images\\a.jpg\n")
+    dataset = YoloDataset(root)
+    assert dataset.num_boxes == 1
+    assert dataset[0][0].shape == (3, 30, 40)
 
 
 def test_what_is_not_there(tmp_path):

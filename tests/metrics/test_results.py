@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from torch.utils.data import Subset
 
 from pydet.data import open_dataset
 from pydet.metrics import coco_metrics, to_coco_results, voc_metrics
@@ -59,6 +60,29 @@ def test_some_images_only(tmp_path):
     assert [r["image_id"] for r in results] == [20]
     with pytest.raises(ValueError, match="one entry for each of 2 images, got 1"):
         to_coco_results(dataset, perfect(dataset)[1:])
+
+
+def test_labels_that_are_no_class_are_left_out(tmp_path):
+    dataset = open_dataset(write_coco(tmp_path), class_names=["N/A", "cat", "dog"])
+    found = perfect(dataset)
+    found[0]["labels"][0] = 0
+    results = to_coco_results(dataset, found)
+    assert [r["category_id"] for r in results] == [3, 3]
+    metrics = coco_metrics(dataset.to_coco(), results)
+    assert [(c.name, c.num_objects, c.ap) for c in metrics.per_class] == [
+        ("cat", 2, 1),
+        ("dog", 1, 0),
+    ]
+    for label in (3, -1):
+        found[0]["labels"][0] = label
+        with pytest.raises(ValueError, match=rf"labels in 0 ... 2, got {label}"):
+            to_coco_results(dataset, found)
+
+
+def test_other_data_sets_are_refused(tmp_path):
+    dataset = open_dataset(write_coco(tmp_path))
+    with pytest.raises(TypeError, match=r"dataset must be a DetectionDataset, got Subset"):
+        to_coco_results(Subset(dataset, [0]), perfect(dataset)[:1])
 
 
 def test_nothing_found(tmp_path):
