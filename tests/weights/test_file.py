@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """pydet's own files: what they hold, what breaks them, and how that is said."""
 
+import argparse
 import json
 import math
 import os
@@ -13,7 +14,10 @@ from safetensors import safe_open
 
 import pydet
 from pydet.preprocessing import Preprocessing
+from pydet.training.checkpoint import save_checkpoint
 from pydet.weights import read_metadata
+from pydet.weights._formats import family_of, trunk_of
+from pydet.weights._state import read_state
 
 SMALL = {"fpn_channels": 16, "head_convs": 1, "preprocessing": {"size": 64, "max_size": 96}}
 
@@ -100,6 +104,13 @@ def test_other_kinds_of_file_are_refused(path, content):
         pydet.load(path)
 
 
+def test_files_of_no_weights_are_said_to_be_such(tmp_path):
+    path = tmp_path / "photo.pth"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(99))
+    with pytest.raises(ValueError, match=r"of another kind \(it begins with b'\\x89PNG"):
+        pydet.load(path)
+
+
 def test_missing_file_is_said(tmp_path):
     with pytest.raises(FileNotFoundError):
         pydet.load(tmp_path / "none.safetensors")
@@ -112,8 +123,10 @@ def test_pickle_that_runs_code_is_not_run(tmp_path):
 
     path = tmp_path / "evil.pth"
     torch.save({"model": Evil()}, path)
-    with pytest.raises(ValueError, match="must hold tensors only"):
+    with pytest.raises(ValueError, match="must hold tensors only") as refused:
         pydet.load(path)
+    assert "mkdir" in str(refused.value)  # torch's text says which, in colours that are taken out
+    assert "\x1b" not in str(refused.value)
     path.write_bytes(pickle.dumps(Evil()))
     with pytest.raises(ValueError, match="load:"):
         pydet.load(path)
@@ -158,6 +171,65 @@ def test_tensors_of_no_known_model_are_listed(tmp_path):
         pydet.load(path)
     torch.save([1, 2], path)
     with pytest.raises(ValueError, match="tensors by name"):
+        pydet.load(path)
+
+
+def test_arguments_of_a_script_may_stand_beside_the_weights(tmp_path):
+    """As torchvision's references/detection/train.py saves them."""
+    state, path = {"layer.weight": torch.ones(1)}, tmp_path / "model_3.pth"
+    content = {"model": state, "optimizer": {}, "epoch": 3, "args": argparse.Namespace(lr=0.1)}
+    torch.save(content, path)
+    assert read_state(path) == (state, {})
+
+
+@pytest.mark.parametrize(
+    "keys", [["model"], ["state_dict"], ["model_state_dict"], ["net"], ["checkpoint", "model"]]
+)
+def test_where_training_scripts_put_weights(tmp_path, keys):
+    state, path = {"layer.weight": torch.ones(1)}, tmp_path / "checkpoint.pth"
+    content = state
+    for key in reversed(keys):
+        content = {key: content, "epoch": 3}
+    torch.save(content, path)
+    if keys[0] == "checkpoint":
+        with pytest.raises(ValueError, match=r"within one of model, .*; got 'checkpoint', 'epoch'"):
+            read_state(path)
+    else:
+        assert read_state(path) == (state, {})
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "module.",
+        "_orig_mod.module.",
+        "module._orig_mod.",
+        "model.module.",
+        "model.model.",
+        "module.model._orig_mod.model.",
+    ],
+)
+def test_names_of_wrapped_models(tmp_path, prefix):
+    path = tmp_path / "wrapped.pth"
+    torch.save({prefix + "layer.weight": torch.ones(1), prefix + "model": torch.ones(2)}, path)
+    assert list(read_state(path)[0]) == ["layer.weight", "model"]
+
+
+def test_checkpoint_of_a_training_is_said_to_be_one(model, tmp_path):
+    state = {"identity": {}, "model": model.state_dict(), "position": 8, "average": None}
+    save_checkpoint(tmp_path, state)
+    with pytest.raises(ValueError, match=r"checkpoint of a training, .* best\.safetensors"):
+        pydet.load(tmp_path / "last.ckpt")
+
+
+@pytest.mark.parametrize("name", pydet.list_models())
+def test_state_without_settings_is_said_to_lack_them(name, tmp_path):
+    with torch.device("meta"):
+        state = pydet.create_model(name, 2).state_dict()
+    assert family_of(state) is None and trunk_of(state) is None
+    path = tmp_path / "state.pth"
+    torch.save({key: torch.empty(0) for key in state}, path)
+    with pytest.raises(ValueError, match=r"alone says none of its settings: .*load_state_dict"):
         pydet.load(path)
 
 
