@@ -62,6 +62,20 @@ def test_overrides_change_the_config_and_parts_of_parts(model, path):
         pydet.load(path, score_treshold=0.4)
 
 
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ({"name": "fcos_resnet18_fpn"}, "name must be 'retinanet_resnet18_fpn', that of "),
+        ({"norm_eps": 0.0}, "norm_eps must be left out for .*weights of pydet, got 0.0"),
+        ({"keep_background": True}, "keep_background must be left out for "),
+    ],
+)
+def test_arguments_that_mean_nothing_are_refused(path, option, words):
+    with pytest.raises(ValueError, match=f"load: {words}"):
+        pydet.load(path, **option)
+    assert pydet.load(path, name="retinanet_resnet18_fpn").name == "retinanet_resnet18_fpn"
+
+
 def test_other_number_of_classes_begins_anew(model, path):
     with pytest.warns(UserWarning, match=r"for 3 classes, the model for 5: head\.cls_logits"):
         loaded = pydet.load(path, num_classes=5)
