@@ -7,12 +7,18 @@ import math
 import os
 import pickle
 import struct
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 
 import pydet
+from pydet.commands import train
+from pydet.models._registry import override
+from pydet.models.retinanet import RetinaNetConfig
+from pydet.models.ssd import SSDConfig
 from pydet.preprocessing import Preprocessing
 from pydet.training.checkpoint import save_checkpoint
 from pydet.weights import read_metadata
@@ -288,7 +294,51 @@ def test_wrong_options_are_refused_before_anything_is_learnt(name, option, words
         pydet.create_model(name, 2, **option)
 
 
+def test_parts_of_a_config_change_field_by_field(model, path):
+    ssd = pydet.create_model("ssd300_vgg16", 2, width=0.1, **{"preprocessing.size": [200, 300]})
+    expected = replace(SSDConfig().preprocessing, size=(200, 300))
+    assert ssd.preprocessing == expected
+    # Of two changes of one field the later counts; the others stay.
+    both = {"preprocessing": {"size": 32, "antialias": False}, "preprocessing.size": 48}
+    assert override(model.config, both).preprocessing == Preprocessing(
+        size=48, max_size=96, antialias=False
+    )
+    loaded = pydet.load(path, **{"preprocessing.size": 48})
+    assert loaded.preprocessing == Preprocessing(size=48, max_size=96)
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("size", "size is not one of its fields, .* the nearest is 'preprocessing.size'"),
+        ("preprocessing.sise", "preprocessing.sise is not one of its fields, .* is 'size'"),
+        ("levels.first", r"levels must be tuple.*, got \{'first': 3\}"),
+    ],
+)
+def test_names_of_parts_are_suggested(option, words):
+    with pytest.raises(ValueError, match=words):
+        pydet.create_model("retinanet_resnet18_fpn", 2, **{option: 3})
+
+
+def test_option_flags_reach_into_parts():
+    parser = argparse.ArgumentParser()
+    train.add_arguments(parser)
+    flags = ["retinanet_resnet18_fpn", "--option", "preprocessing.max-size=300"]
+    options = train._config(parser.parse_args(flags)).model.options
+    preprocessing = override(RetinaNetConfig(), options).preprocessing
+    assert preprocessing == Preprocessing(max_size=300)
+
+
+def test_numpy_counts_of_classes():
+    assert pydet.create_model("ssd300_vgg16", np.int64(2), width=0.1).num_classes == 2
+    for wrong in (True, 2.0, np.float64(2), "2", None, -1):
+        with pytest.raises(ValueError, match="num_classes must be a positive int, got"):
+            pydet.create_model("ssd300_vgg16", wrong)
+
+
 def test_create_model_refuses_in_words():
+    with pytest.raises(ValueError, match="class_names must be a sequence of names, got the string"):
+        pydet.create_model("retinanet_resnet18_fpn", 2, class_names="ab")
     with pytest.raises(ValueError, match=r"nearest is 'retinanet_resnet18_fpn'"):
         pydet.create_model("retinanet_resnet19_fpn", 3)
     with pytest.raises(ValueError, match="num_classes must be a positive int, got 0"):
