@@ -3,6 +3,7 @@
 
 import argparse
 import importlib
+import importlib.util
 import re
 import shlex
 import subprocess
@@ -80,7 +81,10 @@ def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     blocks = _blocks(README, "python")
     assert len(blocks) >= 2
+    has_onnx = importlib.util.find_spec("onnxscript") is not None
     for block in blocks:
+        if "pydet.onnx" in block and not has_onnx:
+            continue
         exec(compile(block, "README.md", "exec"), {})
 
 

@@ -157,3 +157,22 @@ def test_gpu_and_missing_packages_in_the_table() -> None:
     assert "A card, compute capability 9.0, 79.6 GiB" in table
     assert "CPU and CUDA (for 9.0)" in table
     assert "not installed (evaluation needs it)" in table
+
+
+LATER = ("data", "inference", "metrics", "onnx", "training", "visualization")
+HEAVY = ("PIL", "lightning_fabric", "matplotlib", "onnx", "onnxscript", "pycocotools")
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_parts_are_imported_when_they_are_asked_for(name):
+    code = (
+        f"import sys, pydet; heavy = [name for name in {HEAVY} if name in sys.modules]; "
+        f"assert not heavy, heavy; assert 'pydet.{name}' not in sys.modules; "
+        f"assert '{name}' in dir(pydet); assert pydet.{name} is sys.modules['pydet.{name}']"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_other_attributes_are_missed_as_ever():
+    with pytest.raises(AttributeError, match="module 'pydet' has no attribute 'trainer'"):
+        _ = pydet.trainer

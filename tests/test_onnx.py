@@ -195,14 +195,20 @@ def assert_same_detections(found, wanted):
         left.remove(twins[0])
 
 
-@pytest.mark.parametrize(("name", "small", "factor"), DETECTORS)
-def test_a_detector_with_any_batch_and_size(name, small, factor, tmp_path):
+def decided(name, small, factor):
+    """A detector whose scores are not all alike."""
     torch.manual_seed(0)
     model = create_model(name, num_classes=3, score_threshold=0.0, **small).eval()
     with torch.no_grad():
         for key, weight in model.named_parameters():
             if key.endswith("weight") and {"cls_logits", "objectness"} & set(key.split(".")):
                 weight.mul_(factor)
+    return model
+
+
+@pytest.mark.parametrize(("name", "small", "factor"), DETECTORS)
+def test_a_detector_with_any_batch_and_size(name, small, factor, tmp_path):
+    model = decided(name, small, factor)
 
     def detect(images, sizes):
         with torch.no_grad():
@@ -242,6 +248,24 @@ def test_a_detector_with_any_batch_and_size(name, small, factor, tmp_path):
         for image in range(count):
             ours = (boxes[image], scores[image], labels[image])
             assert_same_detections(ours, [part[image] for part in wanted[:3]])
+
+
+@pytest.mark.parametrize("place", [0, -2])
+def test_a_detector_as_it_is_with_its_preprocessing(place, tmp_path):
+    name, small, factor = DETECTORS[place]
+    size = {"preprocessing": {"size": 128, "max_size": 192}}
+    model = decided(name, {**small, **size}, factor)
+    path, image = tmp_path / "detector.onnx", torch.rand(3, 150, 200)
+    export_onnx(model, ([image],), path)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    image = torch.rand(3, 150, 200)
+    results = session.run(None, {session.get_inputs()[0].name: image.numpy()})
+    with torch.no_grad():
+        (wanted,) = model([image])
+    assert len(wanted["boxes"]) > 9
+    assert [len(result) for result in results] == [len(wanted["boxes"])] * 3
+    found = list(map(torch.from_numpy, results))
+    assert_same_detections(found, [wanted[key] for key in ("boxes", "scores", "labels")])
 
 
 @pytest.mark.parametrize(

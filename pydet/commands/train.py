@@ -40,7 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="hyper-parameter of the detector, e.g. score_threshold=0.1; may be repeated",
+        help="hyper-parameter of the detector, e.g. score_threshold=0.1, or preprocessing.size=600 "
+        "for the short side of its images; may be repeated",
     )
     parser.add_argument(
         "--import",

@@ -94,8 +94,9 @@ class Detector(nn.Module, ABC):
 
         Args:
             images: A list of RGB tensors [3, H, W] of any sizes (resized and padded by the model's
-                preprocessing), a tensor [B, 3, H, W] (taken as it is), or an :class:`ImageBatch`;
-                uint8 in 0 ... 255 or floating in 0 ... 1.
+                preprocessing), a tensor [B, 3, H, W] (taken as it is, so of the model's own size
+                where that is fixed), or an :class:`ImageBatch`; uint8 in 0 ... 255 or floating in
+                0 ... 1.
             targets: One dict an image, boxes in that image's pixels, labels in 0 ... K-1; or
                 :class:`PackedTargets` of an :class:`ImageBatch`.
 
@@ -110,6 +111,8 @@ class Detector(nn.Module, ABC):
                 (:meth:`PackedTargets.check_labels` does).
         """
         batch, packed = self.preprocessing.batch(images, targets)
+        if isinstance(images, Tensor):
+            self._check_size(images)
         parameter = next(self.parameters())
         if batch.images.device != parameter.device:
             raise ValueError(
@@ -125,6 +128,16 @@ class Detector(nn.Module, ABC):
         if packed is not None:
             return self.losses(output, packed)
         return to_list(self.decode(output, batch.sizes_tensor()), batch)
+
+    def _check_size(self, images: Tensor) -> None:
+        """Refuses a tensor, which is not resized, of another size than all images are to have."""
+        size = self.preprocessing.size
+        if self.preprocessing.resize == "fixed" and tuple(images.shape[2:]) != size:
+            raise ValueError(
+                f"{type(self).__name__}: images must have (height, width) {size} where they are "
+                f"one tensor, which is not resized, got {tuple(images.shape[2:])}; list(images) is "
+                "resized, an ImageBatch taken as it is"
+            )
 
     def _memory_format(self) -> torch.memory_format:
         """Of the weights; kernels of one cell or one input channel are in both, and say nothing."""

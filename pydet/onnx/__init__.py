@@ -110,12 +110,15 @@ def export_onnx(
 ) -> Any:
     """Writes a module that uses pydet's ops as an ONNX model.
 
-    For a detector wrap :meth:`Detector.detect`, whose padded outputs have fixed shapes.
+    A detector is exported as it is, with a list of images for an argument: resizing and normalising
+    are in the file then, and it takes images of these sizes. A module around
+    :meth:`Detector.detect` takes batches that are ready, of any size, and its padded outputs have
+    fixed shapes.
 
     Args:
         module: What is exported, in the mode that it is in.
-        args: Example inputs. A dimension that stays dynamic should have a size of at least 2 here:
-            torch.export takes 0 and 1 for constants.
+        args: Example inputs, e.g. ``([image],)``. A dimension that stays dynamic should have a size
+            of at least 2 here: torch.export takes 0 and 1 for constants.
         path: Where to write, or None.
         dynamic_shapes: As ``torch.export.export`` takes it, e.g. ``({0: Dim.DYNAMIC},)``.
         input_names: Names of the model's inputs.

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+NUMERIC = FLOATING + INTEGERS
 
 
 def check_tensor(op: str, name: str, value: Any) -> None:
@@ -65,9 +67,18 @@ def check_boxes(op: str, name: str, boxes: Any, shape: str = "[..., N, 4]") -> N
 def check_number(
     op: str, name: str, value: Any, requirement: str, fits: Callable[[Any], bool]
 ) -> None:
-    """Refuses what is not a number, and a number that ``fits`` denies (as it should NaN)."""
+    """Refuses what is not a number, and a number that ``fits`` denies (as it should NaN).
+
+    A tensor [] on the CPU is one, too: to read it makes nothing wait.
+    """
     if isinstance(value, bool) or not isinstance(value, Real):  # NumPy's numbers are such
-        raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}")
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}")
+        if value.dim() or value.device.type != "cpu" or value.dtype not in NUMERIC:
+            raise TypeError(
+                f"{op}: {name} must be a number, or one in a tensor [] on the CPU, got a tensor "
+                f"{list(value.shape)} of {value.dtype} on {value.device}"
+            )
     if not fits(value):
         raise ValueError(f"{op}: {name} must be {requirement}, got {value}")
 

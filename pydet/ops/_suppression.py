@@ -39,6 +39,8 @@ def check_suppression(
             wanted = f"[{dots}N] as boxes {list(boxes.shape)}"
             check_shape(op, name, tensor, wanted, lambda shape: shape == boxes.shape[:-1])
             check_same_device(op, name, tensor, "boxes", boxes)
+    if idxs is not None and idxs.is_complex():
+        raise TypeError(f"{op}: idxs must be integers or floating, got {idxs.dtype}")
     check_number(op, "iou_threshold", iou_threshold, "in [0, 1]", lambda value: 0 <= value <= 1)
 
 

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from pydet.ops._checks import (
+    NUMERIC,
     check_boxes,
     check_choice,
+    check_dtype,
     check_not_negative,
     check_same_device,
     check_same_dtype,
@@ -80,6 +82,7 @@ _box_iou = define(
 def _check_pair(op: str, boxes1: Any, boxes2: Any) -> None:
     check_boxes(op, "boxes1", boxes1)
     check_boxes(op, "boxes2", boxes2)
+    check_dtype(op, "boxes1", boxes1, NUMERIC)
     check_same_dtype(op, "boxes2", boxes2, "boxes1", boxes1)
     check_same_device(op, "boxes2", boxes2, "boxes1", boxes1)
 
@@ -119,7 +122,7 @@ def box_iou(boxes1: Tensor, boxes2: Tensor, fmt: str = "xyxy") -> Tensor:
         overlaps nothing. Nothing of the size of the result is made beside it.
 
     Raises:
-        TypeError: Not tensors, or dtypes differ.
+        TypeError: Not tensors, a dtype that is no number, or dtypes differ.
         ValueError: Not [..., N, 4], leading dimensions that do not broadcast, different devices, or
             an unknown format.
 
@@ -156,7 +159,7 @@ def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
         coordinate is NaN.
 
     Raises:
-        TypeError: Not tensors, or dtypes differ.
+        TypeError: Not tensors, a dtype that is no number, or dtypes differ.
         ValueError: Not [..., N, 4], leading dimensions that do not broadcast, or different devices.
 
     Differentiable twice in both arguments, as :func:`box_iou`. Source: Rezatofighi et al.,
@@ -181,7 +184,7 @@ def distance_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tenso
         coordinate is NaN.
 
     Raises:
-        TypeError: Not tensors, dtypes differ, or eps is no number.
+        TypeError: Not tensors, a dtype that is no number, dtypes differ, or eps is no number.
         ValueError: Not [..., N, 4], leading dimensions that do not broadcast, different devices, or
             a negative eps.
 
@@ -209,7 +212,7 @@ def complete_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tenso
         without width has the angle 0. NaN where a coordinate is NaN.
 
     Raises:
-        TypeError: Not tensors, dtypes differ, or eps is no number.
+        TypeError: Not tensors, a dtype that is no number, dtypes differ, or eps is no number.
         ValueError: Not [..., N, 4], leading dimensions that do not broadcast, different devices, or
             a negative eps.
 

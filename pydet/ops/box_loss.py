@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from pydet.ops._checks import (
+    NUMERIC,
     check_choice,
+    check_dtype,
     check_not_negative,
     check_number,
     check_same_device,
@@ -84,6 +86,7 @@ def _loss(op: str, overlap: str, boxes1: Any, boxes2: Any, reduction: str, eps: 
     for name, boxes in (("boxes1", boxes1), ("boxes2", boxes2)):
         check_tensor(op, name, boxes)
         check_shape(op, name, boxes, "[..., 4]", lambda s: len(s) >= 1 and s[-1] == 4)
+    check_dtype(op, "boxes1", boxes1, NUMERIC)
     check_same_dtype(op, "boxes2", boxes2, "boxes1", boxes1)
     check_same_device(op, "boxes2", boxes2, "boxes1", boxes1)
     check_choice(op, "reduction", reduction, _REDUCTIONS)
@@ -119,7 +122,7 @@ def iou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: float
         coordinate is NaN.
 
     Raises:
-        TypeError: Not tensors, dtypes differ, or eps is no number.
+        TypeError: Not tensors, a dtype that is no number, dtypes differ, or eps is no number.
         ValueError: Not [..., 4], shapes that do not broadcast, different devices, an unknown
             reduction, or an eps that is not above 0.
 
@@ -150,7 +153,7 @@ def generalized_box_iou_loss(
         Finite for all finite boxes, also without area. NaN where a coordinate is NaN.
 
     Raises:
-        TypeError: Not tensors, dtypes differ, or eps is no number.
+        TypeError: Not tensors, a dtype that is no number, dtypes differ, or eps is no number.
         ValueError: Not [..., 4], shapes that do not broadcast, different devices, an unknown
             reduction, or a negative eps.
 
@@ -181,7 +184,7 @@ def distance_box_iou_loss(
         Finite for all finite boxes, also without area. NaN where a coordinate is NaN.
 
     Raises:
-        TypeError: Not tensors, dtypes differ, or eps is no number.
+        TypeError: Not tensors, a dtype that is no number, dtypes differ, or eps is no number.
         ValueError: Not [..., 4], shapes that do not broadcast, different devices, an unknown
             reduction, or a negative eps.
 
@@ -213,7 +216,7 @@ def complete_box_iou_loss(
         Finite for all finite boxes, also without area. NaN where a coordinate is NaN.
 
     Raises:
-        TypeError: Not tensors, dtypes differ, or eps is no number.
+        TypeError: Not tensors, a dtype that is no number, dtypes differ, or eps is no number.
         ValueError: Not [..., 4], shapes that do not broadcast, different devices, an unknown
             reduction, or a negative eps.
 

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from pydet.ops._checks import (
     FLOATING,
+    INTEGERS,
+    NUMERIC,
     check_choice,
     check_dtype,
     check_number,
@@ -19,7 +21,6 @@ from pydet.ops._library import define
 from pydet.ops._rotated import NUMBERS, convert_rotated
 
 _FORMATS = ("xyxy", "xywh", "cxcywh")
-_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def _area_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -125,7 +126,7 @@ _masks_to_boxes = define(
 )
 
 # The dtypes of masks that are read as they are; others become bool first.
-_MASKS = (*FLOATING, *_INTEGERS, torch.bool)
+_MASKS = (*FLOATING, *INTEGERS, torch.bool)
 
 
 # --- functions ---------------------------------------------------------------------------------
@@ -133,7 +134,7 @@ _MASKS = (*FLOATING, *_INTEGERS, torch.bool)
 
 def _check_rows(op: str, boxes: Any) -> None:
     check_tensor(op, "boxes", boxes)
-    check_dtype(op, "boxes", boxes, FLOATING + _INTEGERS)
+    check_dtype(op, "boxes", boxes, NUMERIC)
     check_shape(op, "boxes", boxes, "[..., 4]", lambda s: len(s) > 0 and s[-1] == 4)
 
 
@@ -188,7 +189,7 @@ def box_convert(boxes: Tensor, in_fmt: str, out_fmt: str) -> Tensor:
     if in_fmt in NUMBERS:
         count = NUMBERS[in_fmt]
         check_tensor(op, "boxes", boxes)
-        check_dtype(op, "boxes", boxes, FLOATING + _INTEGERS)
+        check_dtype(op, "boxes", boxes, NUMERIC)
         wanted = f"[..., {count}] for {in_fmt}"
         check_shape(op, "boxes", boxes, wanted, lambda s: len(s) > 0 and s[-1] == count)
         check_choice(op, "out_fmt", out_fmt, tuple(NUMBERS))
@@ -210,7 +211,7 @@ def clip_boxes_to_image(boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
     Args:
         boxes: [..., 4] xyxy in pixels, floating or integers.
-        size: (height, width) of the image in pixels, at least 0.
+        size: (height, width) of the image in pixels, at least 0; also as a tensor [2] on the CPU.
 
     Returns:
         [..., 4], x held in [0, width] and y in [0, height], in the dtype of the boxes (integer
@@ -226,12 +227,15 @@ def clip_boxes_to_image(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """
     op = "clip_boxes_to_image"
     _check_rows(op, boxes)
-    if not isinstance(size, tuple | list) or len(size) != 2:
+    numbers: Any = size
+    if isinstance(numbers, Tensor) and numbers.device.type == "cpu":
+        numbers = numbers.tolist()
+    if not isinstance(numbers, tuple | list) or len(numbers) != 2:
         raise TypeError(f"{op}: size must be two numbers (height, width), got {size!r}")
-    numbers: tuple[Any, ...] = tuple(size)
     for number in numbers:
         if not isinstance(number, torch.SymInt):  # a size that is traced is a number too
             check_number(op, "size", number, "of numbers of at least 0", lambda n: n >= 0)
+    numbers = [n.item() if isinstance(n, Tensor) else n for n in numbers]
     if not boxes.is_floating_point() and any(isinstance(number, float) for number in numbers):
         boxes = boxes.to(torch.get_default_dtype())
     clipped: Tensor = _clip_boxes_to_image(boxes, *numbers)

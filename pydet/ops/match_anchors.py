@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pydet.ops._checks import (
+    NUMERIC,
     check_boxes,
     check_dtype,
     check_number,
@@ -130,6 +131,7 @@ def match_anchors(
     check_tensor(op, "anchors", anchors)
     wanted = "[A, 4], or [B, A, 4] with offsets [B + 1]"
     check_shape(op, "anchors", anchors, wanted, lambda s: len(s) in (2, 3) and s[-1] == 4)
+    check_dtype(op, "anchors", anchors, NUMERIC)
     check_boxes(op, "gt_boxes", gt_boxes, "[G, 4]")
     check_same_dtype(op, "gt_boxes", gt_boxes, "anchors", anchors)
     check_same_device(op, "gt_boxes", gt_boxes, "anchors", anchors)

@@ -12,7 +12,7 @@ import torch
 from pydet._files import atomic_path
 from pydet.models import Detector, create_model
 from pydet.weights import _formats, _own
-from pydet.weights._family import Weights
+from pydet.weights._family import Weights, check_options, read_family
 from pydet.weights._state import State, check_state, read_state
 
 
@@ -58,6 +58,12 @@ def convert(
         wanted = "a file of another project" if is_own else "a file of pydet"
         raise ValueError(f"convert: {path} must be {wanted} to be written as one of {to}")
     if is_own:
+        options = {
+            "class_names": class_names,
+            "norm_eps": norm_eps,
+            "keep_background": keep_background,
+        }
+        check_options("convert", path, "pydet", (), options)
         return _write_theirs(output, _own.parse(path, state, metadata), to)
     family = _formats.family_of(state)
     if family is None:
@@ -67,7 +73,7 @@ def convert(
                 "pydet.load and pydet train --weights take it as it is"
             )
         raise _formats.unknown(path, state)
-    weights = family.to_pydet(state, norm_eps, keep_background)
+    weights = read_family("convert", path, family, state, norm_eps, keep_background)
     model = _on_meta(weights, class_names)
     check_state(model.state_dict(), weights.state, str(path), type(model).__name__)
     whole = dataclasses.asdict(model.config)

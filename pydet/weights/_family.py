@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a module offers that reads the files of another project, and writes them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -44,6 +45,7 @@ class Family(Protocol):
     PROJECT: str  # whose files they are, as ``pydet convert --to`` names it
     MODELS: str  # what the names of pydet's detectors begin with
     TITLE: str  # in messages
+    OPTIONS: tuple[str, ...]  # those of "norm_eps" and "keep_background" that change something
 
     def recognises(self, state: Mapping[str, Tensor]) -> bool:
         """Whether a state_dict is of this family, by its names alone."""
@@ -83,3 +85,41 @@ class Trunk(Protocol):
 
     def fill_heads(self, model: nn.Module, weights: Weights) -> None:
         """Gives the rest of the classifier to the parts of a detector that are made of it."""
+
+
+def check_options(
+    op: str, path: Path, title: str, known: Collection[str], options: Mapping[str, Any]
+) -> None:
+    """Raises ValueError for an option that was given (not None, not False) and is not known."""
+    for name, value in options.items():
+        if value is not None and value is not False and name not in known:
+            raise ValueError(
+                f"{op}: {name} must be left out for {path}: it means nothing for weights of "
+                f"{title}, got {value!r}"
+            )
+
+
+def read_family(
+    op: str,
+    path: Path,
+    family: Family,
+    state: Mapping[str, Tensor],
+    norm_eps: float | None,
+    keep_background: bool,
+) -> Weights:
+    """A state_dict of a family in pydet's names.
+
+    Raises:
+        ValueError: An option that the family has not, or no class but the background.
+    """
+    options = {"norm_eps": norm_eps, "keep_background": keep_background}
+    check_options(op, path, family.TITLE, family.OPTIONS, options)
+    weights = family.to_pydet(state, norm_eps, keep_background)
+    if not weights.num_classes:
+        if "keep_background" in family.OPTIONS:
+            raise ValueError(
+                f"{op}: keep_background must be True for {path}, whose only class is otherwise "
+                f"the background, class 0 of {family.TITLE}; got False"
+            )
+        raise ValueError(f"{op}: {path} must have a class beside the background, got none")
+    return weights

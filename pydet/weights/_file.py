@@ -12,7 +12,7 @@ import torch
 
 from pydet.models import Detector, create_model
 from pydet.weights import _formats, _own
-from pydet.weights._family import Weights
+from pydet.weights._family import Weights, check_options, read_family
 from pydet.weights._state import check_state, load_state, read_state
 
 
@@ -81,29 +81,30 @@ def load(
             the layers that depend on it begin anew, and a warning says which.
         class_names: K names; by default those of the file.
         name: For a trunk: the detector to build; by default a RetinaNet on a ResNet, an SSD300 on a
-            VGG-16.
+            VGG-16. For a detector its own, or it is refused.
         device: Where the model is to lie.
         norm_eps: For files of torchvision: the number added to variances. By default what their
             published files were trained with: 0 for a Faster R-CNN or a RetinaNet in the layout of
             torchvision before 0.13, and 1e-5 for all others.
-        keep_background: For detectors of torchvision that learn sigmoids: whether their class 0,
-            which is never an object, stays: then labels are theirs. By default it goes and labels
-            are less by one.
+        keep_background: For detectors of torchvision but SSD: whether their class 0, which is never
+            an object, stays: then labels are theirs. By default it goes and labels are less by one.
         **overrides: Fields of the config that are to differ from the file's.
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: A damaged or unknown file, tensors that do not fit (by name), or unknown
-            overrides.
+        ValueError: A damaged or unknown file, tensors that do not fit (by name), another name than
+            the file's, arguments that mean nothing for its kind, or unknown overrides.
     """
     path = Path(path)
     state, metadata = read_state(path)
+    options = {"norm_eps": norm_eps, "keep_background": keep_background}
     if "pydet" in metadata:
-        model = _fill(path, _own.parse(path, state, metadata), num_classes, class_names, overrides)
+        check_options("load", path, "pydet", (), options)
+        weights = _own.parse(path, state, metadata)
     elif (family := _formats.family_of(state)) is not None:
-        weights = family.to_pydet(state, norm_eps, keep_background)
-        model = _fill(path, weights, num_classes, class_names, overrides)
+        weights = read_family("load", path, family, state, norm_eps, keep_background)
     elif (trunk := _formats.trunk_of(state)) is not None:
+        check_options("load", path, trunk.TITLE, ("norm_eps",), options)
         if num_classes is None:
             raise ValueError(
                 f"load: num_classes must be given: {path} holds {trunk.TITLE} only, a trunk"
@@ -113,9 +114,12 @@ def load(
         model = create_model(name or weights.name, num_classes, class_names=class_names, **config)
         _fill_trunk(path, model, weights)
         trunk.fill_heads(model, weights)
+        return model.to(device).eval()
     else:
         raise _formats.unknown(path, state)
-    return model.to(device).eval()
+    if name not in (None, weights.name):
+        raise ValueError(f"load: name must be {weights.name!r}, that of {path}, got {name!r}")
+    return _fill(path, weights, num_classes, class_names, overrides).to(device).eval()
 
 
 def _merged(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -47,7 +47,14 @@ def unknown(path: Path, state: State) -> ValueError:
     """The error for a file that the table does not have."""
     titles = [family.TITLE for family in FAMILIES] + [trunk.TITLE for trunk in TRUNKS]
     known = ", ".join(titles)
+    hint = ""
+    if any(name.startswith("backbone.") for name in state):
+        hint = (
+            ". The state_dict of a detector of pydet alone says none of its settings: give it to "
+            "load_state_dict of the model that create_model builds, then pydet.save writes a file "
+            "that pydet.load reads"
+        )
     return ValueError(
         f"load: {path} must be a file of pydet, {known}; got tensors named "
-        f"{', '.join(list(state)[:4])} ..."
+        f"{', '.join(list(state)[:4])} ...{hint}"
     )

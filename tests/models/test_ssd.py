@@ -474,3 +474,17 @@ def test_learns_one_image(name):
 def test_smooth_l1_of_torch_is_the_papers():
     loss = F.smooth_l1_loss(torch.tensor([0.5, 2.0]), torch.zeros(2), reduction="none")
     assert loss.tolist() == [0.125, 1.5]
+
+
+def test_a_tensor_must_have_the_size_that_images_are_resized_to():
+    model = pydet.create_model("ssd300_vgg16", 2, width=0.0625, score_threshold=0.0).eval()
+    images = torch.rand(1, 3, 90, 100)
+    with pytest.raises(ValueError, match=r"SSD: images must have .* \(300, 300\) .* \(90, 100\)"):
+        model(images)
+    with torch.no_grad():
+        (listed,) = model(list(images))
+        resized = model.preprocessing.batch(list(images))[0]
+        (whole,) = model(resized.images)
+        (ready,) = model(resized)
+    assert torch.equal(whole["scores"], listed["scores"])
+    assert torch.equal(ready["boxes"], listed["boxes"])

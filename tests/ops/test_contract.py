@@ -401,3 +401,37 @@ def test_no_warnings(case: OpCase, device: torch.device):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         run_with_gradients(case, case.tensors(4, device=device))
+
+
+BOXES, SCORES = torch.tensor([[0.0, 0, 4, 4], [0, 0, 4, 8]]), torch.tensor([0.5, 0.25])
+NO_NUMBERS = {
+    "box_iou": lambda x: ops.box_iou(x, x),
+    "distance_box_iou": lambda x: ops.distance_box_iou(x, x),
+    "iou_loss": lambda x: ops.iou_loss(x, x),
+    "match_anchors": lambda x: ops.match_anchors(x, x, 0.5, 0.4),
+    "nms": lambda x: ops.nms(x, x[:, 2], 0.5),
+    "box_area": ops.box_area,
+    "encode_boxes": lambda x: ops.encode_boxes(x, x),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.bool])
+@pytest.mark.parametrize("name", NO_NUMBERS)
+def test_boxes_that_are_no_numbers_are_refused(name, dtype):
+    with pytest.raises(TypeError, match=rf"^{name}: \w+ must have a dtype of .*, got {dtype}"):
+        NO_NUMBERS[name](BOXES.to(dtype))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("batched_nms", {"iou_threshold": 0.5}),
+        ("batched_soft_nms", {}),
+        ("matrix_nms", {}),
+        ("weighted_boxes_fusion", {"num_models": 1}),
+    ],
+)
+def test_complex_classes_are_refused(name, arguments):
+    idxs = SCORES.to(torch.complex64)
+    with pytest.raises(TypeError, match=f"^{name}: idxs must be integers or floating, got"):
+        getattr(ops, name)(BOXES, SCORES, idxs, **arguments)

@@ -6,6 +6,7 @@ What differs on purpose stands in docs/torchvision.md, each line with its test h
 
 import inspect
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -379,6 +380,58 @@ def test_deform_conv2d_module(random, bias):
     assert isinstance(modules[0], nn.Module)
 
 
+# --- numbers as tensors and NumPy's -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [torch.tensor(0.25), np.float32(0.25), torch.tensor(1)])
+def test_numbers_may_be_tensors(number):
+    boxes, scores = Random(0).boxes(20).float(), Random(1).scores(20).float()
+    idxs = Random(2).integers(20, high=2)
+    compare_function("nms", boxes, scores, number, gradient=False)
+    compare_function("batched_nms", boxes, scores, idxs, number, gradient=False)
+    compare_function("remove_small_boxes", boxes, number, gradient=False)
+    features, rois = features_and_rois(Random(3), torch.float64, 5)
+    compare_function("roi_align", features, rois, 2, float(number))
+    assert torch.equal(
+        ops.roi_align(features, rois, 2, number), ops.roi_align(features, rois, 2, float(number))
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
+@pytest.mark.parametrize(
+    "size",
+    [torch.tensor([5, 7]), torch.tensor([5.5, 7.0]), (torch.tensor(5), torch.tensor(7)), [5, 7]],
+)
+def test_sizes_may_be_tensors(size, dtype):
+    boxes = (Random(0).boxes(20) - 9).to(dtype)
+    found = ops.clip_boxes_to_image(boxes, size)
+    height, width = (
+        float(side) if side.is_floating_point() else int(side)
+        for side in map(torch.as_tensor, size)
+    )
+    assert torch.equal(found, ops.clip_boxes_to_image(boxes, (height, width)))
+    assert torch.equal(found.double(), theirs.clip_boxes_to_image(boxes, size).double())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        torch.tensor([0.5]),
+        torch.tensor(True),
+        torch.tensor(0.5 + 0j),
+        torch.empty((), device="meta"),
+    ],
+)
+def test_other_tensors_are_no_numbers(wrong):
+    boxes, scores = Random(0).boxes(3), Random(1).scores(3)
+    with pytest.raises(TypeError, match=r"nms: iou_threshold must be a number, .* got a tensor"):
+        ops.nms(boxes, scores, wrong)
+    with pytest.raises(TypeError, match="clip_boxes_to_image: size must"):
+        ops.clip_boxes_to_image(boxes, wrong)
+    with pytest.raises(ValueError, match=r"iou_threshold must be in \[0, 1\], got"):
+        ops.nms(boxes, scores, torch.tensor(float("nan")))
+
+
 # --- differences on purpose: the rows of docs/torchvision.md ------------------------------------
 
 POINT = torch.tensor([[5.0, 5.0, 5.0, 5.0]])
@@ -406,6 +459,44 @@ def test_sixteen_bits_are_subtracted_in_float32():
     exact = theirs.box_iou(boxes.double(), boxes.double())
     assert (ops.box_iou(boxes, boxes) - exact).abs().max() < 1e-6
     assert (theirs.box_iou(boxes, boxes) - exact).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("name", ["box_iou", "generalized_box_iou"])
+def test_one_box_is_no_row_of_boxes(name):
+    boxes = torch.tensor([[0.0, 0, 4, 4], [0, 0, 4, 8]])
+    with pytest.raises(ValueError, match=rf"{name}: boxes1 must have shape \[..., N, 4\]"):
+        getattr(ops, name)(boxes[0], boxes)
+    assert torch.equal(
+        getattr(theirs, name)(boxes[0], boxes).flatten(),
+        getattr(ops, name)(boxes[:1], boxes).flatten(),
+    )
+
+
+@pytest.mark.parametrize("threshold", [1.5, -1.0])
+def test_thresholds_that_are_no_overlap(threshold):
+    boxes, scores = torch.tensor([[0.0, 0, 9, 9], [0, 0, 9, 9]]), torch.tensor([0.9, 0.8])
+    assert len(theirs.nms(boxes, scores, threshold)) == (2 if threshold > 1 else 1)
+    with pytest.raises(ValueError, match=r"iou_threshold must be in \[0, 1\]"):
+        ops.nms(boxes, scores, threshold)
+
+
+def test_pooling_of_another_faster_rcnn():
+    """Its constructor asks for torchvision's class; in its place pydet's gives the same."""
+    detection = pytest.importorskip("torchvision.models.detection")
+    pooler = ops.MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2)
+    torch.manual_seed(0)
+    model = detection.fasterrcnn_resnet50_fpn(
+        weights=None, weights_backbone=None, num_classes=3, min_size=64, max_size=64
+    ).eval()
+    with pytest.raises(TypeError, match="MultiScaleRoIAlign"):
+        detection.FasterRCNN(model.backbone, 3, box_roi_pool=pooler)
+    features = {name: torch.rand(1, 256, 16 >> i, 16 >> i) for i, name in enumerate("0123")}
+    boxes = [Random(0).boxes(9, image=60).float()]
+    with torch.no_grad():
+        wanted = model.roi_heads.box_roi_pool(features, boxes, [(64, 64)])
+        model.roi_heads.box_roi_pool = pooler
+        torch.testing.assert_close(pooler(features, boxes, [(64, 64)]), wanted)
+        assert len(model([torch.rand(3, 60, 60)])) == 1
 
 
 def test_nan_scores_rank_last():

@@ -2,6 +2,7 @@
 """`pydet convert`: there and back is the same file, for every family; what cannot be is refused."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from safetensors import safe_open
 import pydet
 from pydet.cli import main
 from pydet.weights import _formats, convert, read_metadata
+from pydet.weights._family import read_family
 
 torchvision = pytest.importorskip(
     "torchvision", reason="needs torchvision, whose files are converted", exc_type=ImportError
@@ -160,6 +162,41 @@ def test_what_cannot_be_converted_is_said(tmp_path, capsys):
     assert "1 unexpected: head.mask.weight" in text
     pydet.save(pydet.create_model("retinanet_resnet18_fpn", 2), path)
     assert "must be a file of another project" in said()
+    for flags in (["--keep-background"], ["--norm-eps=0"], ["--class-names", "a", "b"]):
+        assert "must be left out for" in said("--to=torchvision", *flags)
+
+
+def meta_state(name, num_classes):
+    """A state_dict of a detector of torchvision without memory."""
+    with torch.device("meta"):
+        builder = getattr(torchvision.models.detection, name)
+        return builder(weights=None, weights_backbone=None, num_classes=num_classes).state_dict()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("retinanet_resnet50_fpn", "keep_background must be True for a.pth, whose only class"),
+        ("fcos_resnet50_fpn", "keep_background must be True"),
+        ("fasterrcnn_resnet50_fpn", "keep_background must be True"),
+        ("ssd300_vgg16", "a.pth must have a class beside the background"),
+    ],
+)
+def test_one_class_without_a_background_is_said(name, words):
+    state = meta_state(name, 1)
+    family = _formats.family_of(state)
+    with pytest.raises(ValueError, match=f"load: {words}"):
+        read_family("load", Path("a.pth"), family, state, None, False)
+    if name != "ssd300_vgg16":
+        assert read_family("load", Path("a.pth"), family, state, None, True).num_classes == 1
+
+
+@pytest.mark.parametrize("option", [(0.1, False), (None, True)])
+def test_options_of_other_families_are_refused(option):
+    state = meta_state("ssd300_vgg16", 3)
+    family = _formats.family_of(state)
+    with pytest.raises(ValueError, match=r"must be left out for a.pth: .* torchvision's SSD300"):
+        read_family("load", Path("a.pth"), family, state, *option)
 
 
 def test_a_file_is_recognised_by_one_entry_alone():

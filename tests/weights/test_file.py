@@ -1,19 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """pydet's own files: what they hold, what breaks them, and how that is said."""
 
+import argparse
 import json
 import math
 import os
 import pickle
 import struct
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 
 import pydet
+from pydet.commands import train
+from pydet.models._registry import override
+from pydet.models.retinanet import RetinaNetConfig
+from pydet.models.ssd import SSDConfig
 from pydet.preprocessing import Preprocessing
+from pydet.training.checkpoint import save_checkpoint
 from pydet.weights import read_metadata
+from pydet.weights._formats import family_of, trunk_of
+from pydet.weights._state import read_state
 
 SMALL = {"fpn_channels": 16, "head_convs": 1, "preprocessing": {"size": 64, "max_size": 96}}
 
@@ -58,6 +68,20 @@ def test_overrides_change_the_config_and_parts_of_parts(model, path):
         pydet.load(path, score_treshold=0.4)
 
 
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ({"name": "fcos_resnet18_fpn"}, "name must be 'retinanet_resnet18_fpn', that of "),
+        ({"norm_eps": 0.0}, "norm_eps must be left out for .*weights of pydet, got 0.0"),
+        ({"keep_background": True}, "keep_background must be left out for "),
+    ],
+)
+def test_arguments_that_mean_nothing_are_refused(path, option, words):
+    with pytest.raises(ValueError, match=f"load: {words}"):
+        pydet.load(path, **option)
+    assert pydet.load(path, name="retinanet_resnet18_fpn").name == "retinanet_resnet18_fpn"
+
+
 def test_other_number_of_classes_begins_anew(model, path):
     with pytest.warns(UserWarning, match=r"for 3 classes, the model for 5: head\.cls_logits"):
         loaded = pydet.load(path, num_classes=5)
@@ -100,6 +124,13 @@ def test_other_kinds_of_file_are_refused(path, content):
         pydet.load(path)
 
 
+def test_files_of_no_weights_are_said_to_be_such(tmp_path):
+    path = tmp_path / "photo.pth"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(99))
+    with pytest.raises(ValueError, match=r"of another kind \(it begins with b'\\x89PNG"):
+        pydet.load(path)
+
+
 def test_missing_file_is_said(tmp_path):
     with pytest.raises(FileNotFoundError):
         pydet.load(tmp_path / "none.safetensors")
@@ -112,8 +143,10 @@ def test_pickle_that_runs_code_is_not_run(tmp_path):
 
     path = tmp_path / "evil.pth"
     torch.save({"model": Evil()}, path)
-    with pytest.raises(ValueError, match="must hold tensors only"):
+    with pytest.raises(ValueError, match="must hold tensors only") as refused:
         pydet.load(path)
+    assert "mkdir" in str(refused.value)  # torch's text says which, in colours that are taken out
+    assert "\x1b" not in str(refused.value)
     path.write_bytes(pickle.dumps(Evil()))
     with pytest.raises(ValueError, match="load:"):
         pydet.load(path)
@@ -161,6 +194,65 @@ def test_tensors_of_no_known_model_are_listed(tmp_path):
         pydet.load(path)
 
 
+def test_arguments_of_a_script_may_stand_beside_the_weights(tmp_path):
+    """As torchvision's references/detection/train.py saves them."""
+    state, path = {"layer.weight": torch.ones(1)}, tmp_path / "model_3.pth"
+    content = {"model": state, "optimizer": {}, "epoch": 3, "args": argparse.Namespace(lr=0.1)}
+    torch.save(content, path)
+    assert read_state(path) == (state, {})
+
+
+@pytest.mark.parametrize(
+    "keys", [["model"], ["state_dict"], ["model_state_dict"], ["net"], ["checkpoint", "model"]]
+)
+def test_where_training_scripts_put_weights(tmp_path, keys):
+    state, path = {"layer.weight": torch.ones(1)}, tmp_path / "checkpoint.pth"
+    content = state
+    for key in reversed(keys):
+        content = {key: content, "epoch": 3}
+    torch.save(content, path)
+    if keys[0] == "checkpoint":
+        with pytest.raises(ValueError, match=r"within one of model, .*; got 'checkpoint', 'epoch'"):
+            read_state(path)
+    else:
+        assert read_state(path) == (state, {})
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "module.",
+        "_orig_mod.module.",
+        "module._orig_mod.",
+        "model.module.",
+        "model.model.",
+        "module.model._orig_mod.model.",
+    ],
+)
+def test_names_of_wrapped_models(tmp_path, prefix):
+    path = tmp_path / "wrapped.pth"
+    torch.save({prefix + "layer.weight": torch.ones(1), prefix + "model": torch.ones(2)}, path)
+    assert list(read_state(path)[0]) == ["layer.weight", "model"]
+
+
+def test_checkpoint_of_a_training_is_said_to_be_one(model, tmp_path):
+    state = {"identity": {}, "model": model.state_dict(), "position": 8, "average": None}
+    save_checkpoint(tmp_path, state)
+    with pytest.raises(ValueError, match=r"checkpoint of a training, .* best\.safetensors"):
+        pydet.load(tmp_path / "last.ckpt")
+
+
+@pytest.mark.parametrize("name", pydet.list_models())
+def test_state_without_settings_is_said_to_lack_them(name, tmp_path):
+    with torch.device("meta"):
+        state = pydet.create_model(name, 2).state_dict()
+    assert family_of(state) is None and trunk_of(state) is None
+    path = tmp_path / "state.pth"
+    torch.save({key: torch.empty(0) for key in state}, path)
+    with pytest.raises(ValueError, match=r"alone says none of its settings: .*load_state_dict"):
+        pydet.load(path)
+
+
 @pytest.mark.parametrize(
     "wrap", [lambda m: torch.compile(m, backend="eager"), torch.nn.DataParallel]
 )
@@ -202,7 +294,51 @@ def test_wrong_options_are_refused_before_anything_is_learnt(name, option, words
         pydet.create_model(name, 2, **option)
 
 
+def test_parts_of_a_config_change_field_by_field(model, path):
+    ssd = pydet.create_model("ssd300_vgg16", 2, width=0.1, **{"preprocessing.size": [200, 300]})
+    expected = replace(SSDConfig().preprocessing, size=(200, 300))
+    assert ssd.preprocessing == expected
+    # Of two changes of one field the later counts; the others stay.
+    both = {"preprocessing": {"size": 32, "antialias": False}, "preprocessing.size": 48}
+    assert override(model.config, both).preprocessing == Preprocessing(
+        size=48, max_size=96, antialias=False
+    )
+    loaded = pydet.load(path, **{"preprocessing.size": 48})
+    assert loaded.preprocessing == Preprocessing(size=48, max_size=96)
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("size", "size is not one of its fields, .* the nearest is 'preprocessing.size'"),
+        ("preprocessing.sise", "preprocessing.sise is not one of its fields, .* is 'size'"),
+        ("levels.first", r"levels must be tuple.*, got \{'first': 3\}"),
+    ],
+)
+def test_names_of_parts_are_suggested(option, words):
+    with pytest.raises(ValueError, match=words):
+        pydet.create_model("retinanet_resnet18_fpn", 2, **{option: 3})
+
+
+def test_option_flags_reach_into_parts():
+    parser = argparse.ArgumentParser()
+    train.add_arguments(parser)
+    flags = ["retinanet_resnet18_fpn", "--option", "preprocessing.max-size=300"]
+    options = train._config(parser.parse_args(flags)).model.options
+    preprocessing = override(RetinaNetConfig(), options).preprocessing
+    assert preprocessing == Preprocessing(max_size=300)
+
+
+def test_numpy_counts_of_classes():
+    assert pydet.create_model("ssd300_vgg16", np.int64(2), width=0.1).num_classes == 2
+    for wrong in (True, 2.0, np.float64(2), "2", None, -1):
+        with pytest.raises(ValueError, match="num_classes must be a positive int, got"):
+            pydet.create_model("ssd300_vgg16", wrong)
+
+
 def test_create_model_refuses_in_words():
+    with pytest.raises(ValueError, match="class_names must be a sequence of names, got the string"):
+        pydet.create_model("retinanet_resnet18_fpn", 2, class_names="ab")
     with pytest.raises(ValueError, match=r"nearest is 'retinanet_resnet18_fpn'"):
         pydet.create_model("retinanet_resnet19_fpn", 3)
     with pytest.raises(ValueError, match="num_classes must be a positive int, got 0"):

@@ -20,6 +20,7 @@ from pydet.weights.torchvision import _names, resnet
 PROJECT = "torchvision"
 MODELS = "faster_rcnn_"
 TITLE = "torchvision's Faster R-CNN"
+OPTIONS: tuple[str, ...] = ("norm_eps", "keep_background")
 
 _CLASSES, _DELTAS = "box_head.cls_logits.", "box_head.box_deltas."
 _THEIR_CLASSES = "roi_heads.box_predictor.cls_score."

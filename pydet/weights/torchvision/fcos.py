@@ -19,6 +19,7 @@ from pydet.weights.torchvision import _names, resnet
 PROJECT = "torchvision"
 MODELS = "fcos_"
 TITLE = "torchvision's FCOS"
+OPTIONS: tuple[str, ...] = ("norm_eps", "keep_background")
 
 _LAYER = "head.cls_logits."  # whose rows are classes
 _THEIRS = "head.classification_head.cls_logits."

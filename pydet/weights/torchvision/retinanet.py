@@ -18,6 +18,7 @@ from pydet.weights.torchvision import _names, resnet
 PROJECT = "torchvision"
 MODELS = "retinanet_"
 TITLE = "torchvision's RetinaNet"
+OPTIONS: tuple[str, ...] = ("norm_eps", "keep_background")
 
 _NUM_ANCHORS = 9
 _LAYER = "head.cls_logits."  # whose rows are classes

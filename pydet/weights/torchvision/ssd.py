@@ -20,6 +20,7 @@ from pydet.weights.torchvision import _names, vgg
 PROJECT = "torchvision"
 MODELS = "ssd300_"
 TITLE = "torchvision's SSD300"
+OPTIONS: tuple[str, ...] = ()
 
 _ANCHORS = (4, 6, 6, 6, 4, 4)  # at each location of each map
 _CONFIG: Mapping[str, Any] = {
@@ -57,7 +58,7 @@ def recognises(state: Mapping[str, Tensor]) -> bool:
 
 
 def to_pydet(state: Mapping[str, Tensor], norm_eps: float | None, keep_background: bool) -> Weights:
-    """In pydet's names; a softmax needs its background, so ``keep_background`` changes nothing."""
+    """In pydet's names; it has no batch norms, and a softmax needs its background."""
     converted = _roll_classes(_names.to_pydet(state, _PAIRS), -1)
     num_classes = converted["head.cls_logits.0.bias"].shape[0] // _ANCHORS[0] - 1
     return Weights("ssd300_vgg16", num_classes, _CONFIG, converted)
