@@ -290,6 +290,10 @@ def test_pycocotools_reads_the_results(trained, drawn, tmp_path):
         (["train", "tinny", "--data", "DATA"], "'tinny'; the nearest is 'tiny'"),
         (["train", "tiny", "--data", "DATA", "--option", "chanels=4"], "channels"),
         (["train", "tiny", "--data", "DATA", "--option", "channels"], "must be KEY=VALUE"),
+        (
+            ["train", "tiny", "--data", "DATA", "--option", "num_classes=3"],
+            "num_classes must be left",
+        ),
         (["train", "tiny", "--data", "DATA", "--split", "tset"], "tset"),
         (["train", "tiny", "--data", "DATA", "--epochs", "0"], "epochs must be at least 1, got 0"),
         (["train", "tiny", "--data", "DATA", "--import", "no_such_module"], "no_such_module"),

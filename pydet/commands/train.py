@@ -282,14 +282,15 @@ def _share(first: DetectionDataset, second: DetectionDataset) -> bool:
 def _model(config: RunConfig, dataset: DetectionDataset) -> Detector:
     """The detector to train: new, or with the weights of a file, as far as they fit."""
     name, names, options = config.model.name, dataset.class_names, dict(config.model.options)
+    for key in {"num_classes", "class_names"} & options.keys():
+        raise ValueError(
+            f"[model]: {key} must be left out, the data set has it, got {options[key]!r}"
+        )
     if not config.model.weights:
         return create_model(name, len(names), class_names=names, **options)
-    model = pydet.load(
+    return pydet.load(
         config.model.weights, num_classes=len(names), class_names=names, name=name, **options
     )
-    if model.name != name:
-        raise ValueError(f"--weights must be of a {name}, got those of a {model.name}")
-    return model
 
 
 def _text(section: type[Any], name: str) -> str:

@@ -105,7 +105,7 @@ class FPN(nn.Module):
         source = features[self._top] if self.extra_from == "c5" else maps[-1]
         for index, level in enumerate(self.levels[len(maps) :]):
             if self.extra_from == "pool":
-                source = F.max_pool2d(source, 1, 2)  # every second cell, in the layout of the others
+                source = F.max_pool2d(source, 1, 2)  # every second cell, laid out alike
             else:
                 source = self.extra[str(level)](source if index == 0 else F.relu(source))
             maps.append(source)
