@@ -142,11 +142,16 @@ def _levels(device: torch.device, generator: torch.Generator) -> Iterator[Case]:
             result[chosen] = eager_roi_align(features, boxes[chosen], 7, scale)
         return result
 
-    for name, layout in (("NCHW", torch.contiguous_format), ("NHWC", torch.channels_last)):
+    planes, last = torch.contiguous_format, torch.channels_last
+    for name, layout, result in (
+        ("NCHW", planes, planes),
+        ("NHWC", last, last),
+        ("NHWC to NCHW", last, planes),  # for a head that flattens the regions
+    ):
         xs = [x.contiguous(memory_format=layout) for x in maps]
 
-        def ours(xs: list[Tensor]) -> Tensor:
-            return multiscale_roi_align(xs, boxes, 7, scales, 2)
+        def ours(xs: list[Tensor], result: torch.memory_format = result) -> Tensor:
+            return multiscale_roi_align(xs, boxes, 7, scales, 2, memory_format=result)
 
         def theirs(ops: Any) -> Callable[[list[Tensor]], Tensor]:
             pooler = ops.MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2)
