@@ -5,8 +5,8 @@ Contenders are timed in turn, one sample each a round, so that whatever disturbs
 disturbs all; ratios are medians over rounds of the ratio in one round. A copy of the same number of
 bytes is a contender too: it is the speed that the memory allows. So is new memory of the results'
 size, filled once: what no call that returns so much can be faster than. Where a case says how many
-multiply-adds or exponentials it needs, torch's own matrix product or exp, on data that stay in the
-cache, is another: the speed that the arithmetic allows. The slowest of them binds.
+multiply-adds, exponentials or divisions it needs, torch's own matrix product, exp or div, on data
+that stay in the cache, is another: the speed that the arithmetic allows. The slowest of them binds.
 """
 
 import functools
@@ -61,7 +61,7 @@ class Case:
     peers: dict[str, Call] = field(default_factory=dict)
     check: Callable[[Any, Any], None] = assert_close
     time_eager: bool = True
-    arithmetic: tuple[Literal["multiply-add", "exp"], float] | None = None
+    arithmetic: tuple[Literal["multiply-add", "exp", "division"], float] | None = None
     series: str = ""
     size: int = 0
 
@@ -135,7 +135,12 @@ def _limit_calls(
     else:
         vector = torch.linspace(-8, 0, _VECTOR, device=device)
         values = torch.empty_like(vector)
-        calls[kind] = lambda: torch.exp(vector, out=values)
+        divisors = 1 - vector
+        calls[kind] = (
+            (lambda: torch.exp(vector, out=values))
+            if kind == "exp"
+            else (lambda: torch.div(vector, divisors, out=values))
+        )
         scale[kind] = count / _VECTOR
     return calls, scale
 

@@ -69,6 +69,13 @@ def _formula(name: str) -> Callable[[Tensor, Tensor], Tensor]:
     return lambda a, b: eager_overlap(name, a[:, None], b)
 
 
+# Of a pair: what the formulas cannot do without and compute exactly.
+_DIVISIONS = {
+    "box_iou": 1,
+    "generalized_box_iou": 2,
+    "distance_box_iou": 2,
+    "complete_box_iou": 3,
+}
 _FORMULAS = {name: _formula(name) for name in ("box_iou", *_FAMILY)}
 
 
@@ -83,6 +90,7 @@ def _forward(name: str, boxes1: Tensor, boxes2: Tensor, series: str = "") -> Cas
             compile=lambda _: lambda: compiled(formula)(boxes1, boxes2),
         ),
         num_bytes=num_bytes(boxes1, boxes2) + boxes1.shape[0] * boxes2.shape[0] * 4,
+        arithmetic=("division", _DIVISIONS[name] * len(boxes1) * len(boxes2)),
         series=series,
         size=len(boxes1) * len(boxes2) if series else 0,
     )
