@@ -51,10 +51,10 @@ struct Bounds {
   template <Isa kIsa>
   uint32_t meets(const Box<A>& other) const {
     // Not in one test: of that, compilers make a chain of four masked comparisons.
-    const uint32_t in_x = bits_where<kIsa>(
-        [&](int lane) { return (x1[lane] <= other.x2) & (x2[lane] >= other.x1); });
-    const uint32_t in_y = bits_where<kIsa>(
-        [&](int lane) { return (y1[lane] <= other.y2) & (y2[lane] >= other.y1); });
+    const uint32_t in_x =
+        bits_where<kIsa>([&](int lane) { return (x1[lane] <= other.x2) & (x2[lane] >= other.x1); });
+    const uint32_t in_y =
+        bits_where<kIsa>([&](int lane) { return (y1[lane] <= other.y2) & (y2[lane] >= other.y1); });
     return in_x & in_y;
   }
 };

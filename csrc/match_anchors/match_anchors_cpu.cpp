@@ -292,8 +292,10 @@ void match_anchors(int64_t num_images, int64_t num_anchors, int64_t num_gt, cons
   const A bg = static_cast<A>(params.bg_iou_threshold);
   // With blocks enough for all threads, a block is loaded once for all images.
   const int64_t together = blocks >= 8 * num_threads() ? num_images : 1;
-  const int64_t groups = num_images / together;
-  parallel_for(blocks * groups, 4, [&](int64_t begin, int64_t end) {
+  const int64_t tasks = blocks * (num_images / together);
+  // Not a block at a time: it may take less time than to agree on who takes the next.
+  const int64_t grain = std::max<int64_t>(4, tasks / (16 * num_threads()));
+  parallel_for(tasks, grain, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t image = task / blocks * together;
       run_for_isa<MatchBlock, T>(&job, task % blocks, image, image + together, fg, bg,
