@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // One binary for every x86-64: a CPU kernel is written once, as a struct with a static `run`,
 // compiled for each instruction set and chosen when it is called. No function is compiled for a set
-// outside of the entry points below, so the linker can never pick an AVX-512 copy of an inline
-// function for a machine without it.
+// outside of the entry points below (and the two of lane_bits.h that bear its name), so the linker
+// can never pick an AVX-512 copy of an inline function for a machine without it.
 #pragma once
 
 namespace pydet {
