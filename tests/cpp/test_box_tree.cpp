@@ -7,6 +7,7 @@
 
 #include "check.h"
 #include "common/box_tree.h"
+#include "common/isa.h"
 #include "common/suppression.h"
 
 namespace {
@@ -43,6 +44,16 @@ std::vector<Box<A>> random_boxes(int64_t count, A scale, uint32_t seed) {
   return boxes;
 }
 
+template <class A, pydet::Isa kIsa>
+struct VisitLeaves {
+  static void run(const pydet::BoxTree<A>* tree, const Box<A>* box, std::vector<bool>* visited) {
+    tree->template for_each_node<kIsa>(*box, [&](int64_t node, uint32_t bits) {
+      for (; bits != 0; bits &= bits - 1)
+        (*visited)[node * kBoundsLanes + __builtin_ctz(bits)] = true;
+    });
+  }
+};
+
 template <class A>
 void test(A scale, double threshold, pydet::SuppressionOverlap overlap) {
   constexpr int64_t kCount = 300;
@@ -53,9 +64,8 @@ void test(A scale, double threshold, pydet::SuppressionOverlap overlap) {
   pydet::build_tree<A>(kCount, boxes.data(), rule.threshold, &tree);
   for (int64_t i = 0; i < kCount; ++i) {
     std::vector<bool> visited(tree.num_leaves);
-    tree.for_each_node(boxes[i], [&](int64_t node, uint32_t bits) {
-      for (; bits != 0; bits &= bits - 1) visited[node * kBoundsLanes + __builtin_ctz(bits)] = true;
-    });
+    pydet::run_for_isa<VisitLeaves, A>(static_cast<const pydet::BoxTree<A>*>(&tree), &boxes[i],
+                                       &visited);
     const A area = pydet::area(boxes[i]);
     if (!pydet::can_overlap(boxes[i], area)) {
       CHECK(tree.place[i] == pydet::kNoPlace);
