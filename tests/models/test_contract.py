@@ -264,6 +264,9 @@ class _Copies(TorchDispatchMode):
         return result
 
 
+@pytest.mark.skipif(
+    torch.version.cuda is None, reason="a torch without CUDA has no tensors of shapes on a GPU"
+)
 def test_step_without_values_never_waits_for_a_gpu(model):
     # Tensors of a GPU that is not there: they have shapes only, whoever asks for values fails.
     batch, packed = model.preprocessing.batch(images(), targets())

@@ -52,7 +52,7 @@ def launch(data: Path, output: Path, processes: int, *flags: str) -> None:
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=400
     )
-    assert done.returncode == 0, done.stderr[-5000:]
+    assert done.returncode == 0, done.stderr[-20000:]
 
 
 def curve(folder: Path, *names: str) -> torch.Tensor:
