@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from pydet.layers.norm import FrozenBatchNorm2d, Norm, make_norm
+from pydet.layers.norm import FrozenBatchNorm2d, Norm, conv_norm, make_norm
 
 DEPTHS = {
     10: (1, 1, 1, 1),
@@ -38,9 +38,9 @@ class BasicBlock(nn.Module):
         self.downsample = _shortcut(inputs, width, stride, norm, eps)
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        y = self.relu(self.bn1(self.conv1(x)))
-        y = self.bn2(self.conv2(y))
-        y += self.downsample(x) if self.downsample is not None else x
+        y = self.relu(conv_norm(self.conv1, self.bn1, x))
+        y = conv_norm(self.conv2, self.bn2, y)
+        y += x if self.downsample is None else self.downsample(x)
         return self.relu(y)  # type: ignore[no-any-return]
 
     @property
@@ -66,10 +66,10 @@ class Bottleneck(nn.Module):
         self.downsample = _shortcut(inputs, width * self.expansion, stride, norm, eps)
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        y = self.relu(self.bn1(self.conv1(x)))
-        y = self.relu(self.bn2(self.conv2(y)))
-        y = self.bn3(self.conv3(y))
-        y += self.downsample(x) if self.downsample is not None else x
+        y = self.relu(conv_norm(self.conv1, self.bn1, x))
+        y = self.relu(conv_norm(self.conv2, self.bn2, y))
+        y = conv_norm(self.conv3, self.bn3, y)
+        y += x if self.downsample is None else self.downsample(x)
         return self.relu(y)  # type: ignore[no-any-return]
 
     @property
@@ -139,7 +139,7 @@ class ResNet(nn.Module):
 
         Levels above ``last_level`` are left out.
         """
-        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        x = self.maxpool(self.relu(conv_norm(self.conv1, self.bn1, images)))
         maps: dict[int, Tensor] = {}
         for level in range(2, last_level + 1):
             x = self.get_submodule(f"layer{level - 1}")(x)
@@ -172,11 +172,19 @@ class ResNet(nn.Module):
                     last.weight.zero_()
 
 
-def _shortcut(
-    inputs: int, outputs: int, stride: int, norm: Norm, eps: float
-) -> nn.Sequential | None:
-    """The projection (option B of the paper) where size or channels change; else None."""
-    if stride == 1 and inputs == outputs:
-        return None
-    conv = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-    return nn.Sequential(conv, make_norm(norm, outputs, eps))
+class _Shortcut(nn.Sequential):
+    """The projection (option B of the paper), where size or channels change."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, norm: Norm, eps: float) -> None:
+        conv = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+        super().__init__(conv, make_norm(norm, outputs, eps))
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv, norm = self
+        assert isinstance(conv, nn.Conv2d)
+        return conv_norm(conv, norm, x)
+
+
+def _shortcut(inputs: int, outputs: int, stride: int, norm: Norm, eps: float) -> _Shortcut | None:
+    changes = stride != 1 or inputs != outputs
+    return _Shortcut(inputs, outputs, stride, norm, eps) if changes else None

@@ -36,8 +36,7 @@ class FrozenBatchNorm2d(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        scale = self.weight * (self.running_var + self.eps).rsqrt()  # [C]
-        shift = self.bias - self.running_mean * scale
+        scale, shift = _scale_and_shift(self)
         # In the dtype of x: a product with float32 would turn a bfloat16 map into float32. Not
         # F.batch_norm, which would keep x for the backward pass; and in one pass over it.
         scale, shift = scale.to(x.dtype), shift.to(x.dtype)
@@ -45,6 +44,30 @@ class FrozenBatchNorm2d(nn.Module):
 
     def extra_repr(self) -> str:  # noqa: D102
         return f"{self.weight.shape[0]}, eps={self.eps}"
+
+
+def conv_norm(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
+    """``norm(conv(x))``; one convolution, of scaled weights, where the norm's statistics are fixed.
+
+    This saves a pass over the maps, and their memory. Hooks of the two modules are not called then.
+    """
+    if not isinstance(norm, FrozenBatchNorm2d | nn.BatchNorm2d) or (
+        isinstance(norm, nn.BatchNorm2d) and norm.training
+    ):
+        return norm(conv(x))  # type: ignore[no-any-return]
+    scale, shift = _scale_and_shift(norm)
+    weight = (conv.weight * scale[:, None, None, None]).to(conv.weight.dtype)
+    if conv.bias is not None:
+        shift = shift + conv.bias * scale
+    return conv._conv_forward(x, weight, shift.to(weight.dtype))  # type: ignore[no-any-return]
+
+
+def _scale_and_shift(norm: FrozenBatchNorm2d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """[C] each, in float32 at least: what the norm with its fixed statistics does to a map."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = norm.weight * (at_least_float32(norm.running_var) + norm.eps).rsqrt()
+    return scale, norm.bias - norm.running_mean * scale
 
 
 class L2Norm(nn.Module):

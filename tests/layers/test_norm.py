@@ -1,10 +1,61 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The normalisation of SSD's first map."""
+"""Normalisation in one with its convolution, and that of SSD's first map."""
+
+import copy
 
 import pytest
 import torch
+from torch import nn
 
-from pydet.layers.norm import L2Norm
+from pydet.layers.norm import NORMS, L2Norm, conv_norm, make_norm
+
+
+def _conv_and_norm(name, *, bias=True):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(4, 6, 3, stride=2, padding=1, bias=bias)
+    norm = make_norm(name, 6, eps=1e-3)
+    if name in ("batch", "frozen"):
+        with torch.no_grad():
+            norm.weight.uniform_(-2, 2)
+            norm.bias.uniform_(-2, 2)
+            norm.running_mean.uniform_(-2, 2)
+            norm.running_var.uniform_(0, 3)
+            norm.running_var[0] = 0  # of a channel that is dead
+    return conv, norm
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("name", NORMS)
+def test_convolution_and_norm_in_one_are_the_two_of_them(name, bias, training):
+    pair = nn.ModuleList(_conv_and_norm(name, bias=bias)).double().train(training)
+    apart = copy.deepcopy(pair)
+    x = torch.randn(2, 4, 7, 5, dtype=torch.float64)
+    inputs, again = x.clone().requires_grad_(), x.clone().requires_grad_()
+    y, expected = conv_norm(*pair, inputs), apart[1](apart[0](again))
+    torch.testing.assert_close(y, expected)
+    grad = torch.randn_like(y)
+    y.backward(grad)
+    expected.backward(grad)
+    torch.testing.assert_close(inputs.grad, again.grad)
+    for got, wanted in zip(pair.parameters(), apart.parameters(), strict=True):
+        torch.testing.assert_close(got.grad, wanted.grad)
+    torch.testing.assert_close(pair.state_dict(), apart.state_dict())  # running statistics, too
+
+
+@pytest.mark.parametrize("name", ["batch", "frozen"])
+@pytest.mark.parametrize("autocast", [True, False])
+def test_in_half_precision_it_is_as_exact_as_the_two(name, autocast):
+    pair = nn.ModuleList(_conv_and_norm(name)).eval()
+    x = torch.randn(2, 4, 32, 32)
+    with torch.no_grad():
+        exact = conv_norm(*pair, x)
+        if not autocast:
+            pair, x = pair.bfloat16(), x.bfloat16()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            y, apart = conv_norm(*pair, x), pair[1](pair[0](x))
+    assert y.dtype == apart.dtype == torch.bfloat16
+    assert (y - exact).square().mean() <= 1.1 * (apart - exact).square().mean()
 
 
 def test_each_location_has_the_length_that_was_learnt():
