@@ -13,8 +13,9 @@ namespace pydet {
 
 constexpr int kBoundsLanes = kBitLanes;
 
+// Aligned, or half of all vectors of 64 bytes would lie in two cache lines.
 template <class A>
-struct Bounds {
+struct alignas(64) Bounds {
   A x1[kBoundsLanes], y1[kBoundsLanes], x2[kBoundsLanes], y2[kBoundsLanes];
 
   Box<A> box(int lane) const { return {x1[lane], y1[lane], x2[lane], y2[lane]}; }

@@ -40,14 +40,15 @@ struct BoxTree {
   PlaceItem *items, *scratch;  // one a box, while the tree is built
   int64_t num_leaves = 0, num_nodes = 0, num_roots = 0;
 
-  // Calls visit(node, bits) for each node with leaves whose cores the box may meet.
+  // Calls visit(node, bits) for each node with leaves whose cores the box may meet, until one call
+  // returns false.
   template <Isa kIsa, class Visit>
   void for_each_node(const Box<A>& box, const Visit& visit) const {
     for (int64_t root = 0; root < num_roots; ++root) {
       for (uint32_t bits = roots[root].template meets<kIsa>(box); bits != 0; bits &= bits - 1) {
         const int64_t node = root * kBoundsLanes + __builtin_ctz(bits);
         const uint32_t leaf_bits = nodes[node].template meets<kIsa>(box);
-        if (leaf_bits != 0) visit(node, leaf_bits);
+        if (leaf_bits != 0 && !visit(node, leaf_bits)) return;
       }
     }
   }
@@ -94,7 +95,10 @@ struct OneLeaf {
   }
 };
 
-// 11 bits of each coordinate of the centre, interleaved: near boxes have near numbers.
+// The centres of boxes in 2048 x 2048 cells, and the places of cells on the curve of Hilbert (Ueber
+// die stetige Abbildung einer Linie auf ein Flaechenstueck, 1891). What is next to each other on
+// the curve is so in the plane; in rows of interleaved bits it may be far away, and the hulls of
+// leaves twice as many boxes meet.
 class PlaceCode {
  public:
   // Of a sample of the boxes, box_of(i) for i in [0, count): the range that most centres lie in.
@@ -113,14 +117,37 @@ class PlaceCode {
     set_range(sample, ys, &y_first_, &y_scale_);
   }
 
+  // The column in the low 16 bits, the row in the high ones.
   template <class A>
-  uint32_t operator()(const Box<A>& box) const {
-    return spread(cell(0.5 * box.x1 + 0.5 * box.x2, x_first_, x_scale_)) |
-           spread(cell(0.5 * box.y1 + 0.5 * box.y2, y_first_, y_scale_)) << 1;
+  uint32_t cell_of(const Box<A>& box) const {
+    return cell(0.5 * box.x1 + 0.5 * box.x2, x_first_, x_scale_) |
+           cell(0.5 * box.y1 + 0.5 * box.y2, y_first_, y_scale_) << 16;
+  }
+
+  // Without branches, for loops over cells.
+  static uint32_t place_on_curve(uint32_t cell) {
+    // From the whole plane to its cells. In each quarter the curve of a level runs as in the whole,
+    // but for an exchange of the axes (all ones, or 0) and of both of their directions.
+    uint32_t exchange = 0, reverse = 0, place = 0;
+#if defined(__GNUC__)
+#pragma GCC unroll kBits  // or else the loop around is not made of vectors
+#endif
+    for (int level = kBits - 1; level >= 0; --level) {
+      uint32_t right = (cell ^ reverse) >> level & 1, down = (cell >> 16 ^ reverse) >> level & 1;
+      const uint32_t differ = (right ^ down) & exchange;
+      right ^= differ;
+      down ^= differ;
+      place = place << 2 | right << 1 | (right ^ down);  // top left, bottom left, bottom right, ...
+      const uint32_t is_top = down - 1;
+      exchange ^= is_top;
+      reverse ^= is_top & (0u - right);
+    }
+    return place;
   }
 
  private:
-  static constexpr double kCells = 2048.0;
+  static constexpr int kBits = 11;
+  static constexpr double kCells = 1 << kBits;
 
   static void set_range(int64_t count, double* values, double* first, double* scale) {
     std::sort(values, values + count);
@@ -133,13 +160,6 @@ class PlaceCode {
   static uint32_t cell(double value, double first, double scale) {
     const double place = (value - first) * scale;
     return place > 0 ? static_cast<uint32_t>(std::min(place, kCells - 1)) : 0;
-  }
-
-  static uint32_t spread(uint32_t x) {
-    x = (x | x << 8) & 0x00ff00ffu;
-    x = (x | x << 4) & 0x0f0f0f0fu;
-    x = (x | x << 2) & 0x33333333u;
-    return (x | x << 1) & 0x55555555u;
   }
 
   double x_first_ = 0, x_scale_ = 0, y_first_ = 0, y_scale_ = 0;
@@ -158,7 +178,8 @@ void build_tree(int64_t count, const Box<A>* boxes, A threshold, BoxTree<A>* tre
   }
   if (inside > kBoundsLanes) {
     const PlaceCode code(inside, [&](int64_t i) { return boxes[items[i].index]; });
-    for (int64_t i = 0; i < inside; ++i) items[i].key = code(boxes[items[i].index]);
+    for (int64_t i = 0; i < inside; ++i) items[i].key = code.cell_of(boxes[items[i].index]);
+    for (int64_t i = 0; i < inside; ++i) items[i].key = PlaceCode::place_on_curve(items[i].key);
     items = sort_items(inside, items, tree->scratch);
   }
   tree->num_leaves = (inside + kBoundsLanes - 1) / kBoundsLanes;

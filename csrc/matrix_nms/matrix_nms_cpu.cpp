@@ -58,6 +58,7 @@ void for_each_leaf(const BoxTree<A>& tree, const Box<A>& box, const Visit& visit
       const int64_t number = node * kBoundsLanes + __builtin_ctz(leaves);
       visit(number, tree.leaves[number]);
     }
+    return true;
   });
 }
 

@@ -3,13 +3,14 @@
 #include <memory>
 #include <vector>
 
-#include "common/box_tree.h"
+#include "common/bounds.h"
 #include "common/isa.h"
 #include "common/parallel_for.h"
 #include "common/sort_items.h"
 #include "common/suppression.h"
 #include "nms/nms.h"
 #include "nms/nms_bits.h"
+#include "nms/nms_tree.h"
 
 namespace pydet {
 namespace cpu {
@@ -38,23 +39,6 @@ struct SuppressByBits {
     bits.run(group->limit, [&](int64_t k) { group->keep[group->rank(k)] = 1; });
   }
 };
-
-// A bit for each lane of `among` that the box hides.
-template <Isa kIsa, class A>
-uint32_t hidden_by(const SuppressionRule<A>& rule, const Leaf<A>& leaf, uint32_t among,
-                   const Box<A>& box, A box_area) {
-  uint32_t surely = 0, maybe = bits_where<kIsa>([&](int lane) {
-                         return rule.may_hide(intersection(box, leaf.boxes.box(lane)), box_area,
-                                              leaf.area[lane]);
-                       });
-  for (maybe &= among; maybe != 0; maybe &= maybe - 1) {
-    const int lane = __builtin_ctz(maybe);
-    surely |=
-        static_cast<uint32_t>(rule.hides(box, box_area, leaf.boxes.box(lane), leaf.area[lane]))
-        << lane;
-  }
-  return surely;
-}
 
 // Compares each kept box with all behind it: the least work for few boxes.
 constexpr int64_t kMostByPairs = 256;
@@ -99,39 +83,10 @@ struct SuppressByPairs {
 
 template <class A, Isa kIsa>
 struct SuppressByTree {
-  // undecided: room for a bit a lane of each leaf
-  static void run(const Group<A>* group, const SuppressionRule<A>* rule, BoxTree<A> tree,
-                  uint32_t* undecided) {
-    build_tree<A>(group->count, group->boxes, rule->threshold, &tree);
-    std::fill_n(undecided, tree.num_leaves, ~0u);
-    int64_t num_kept = 0;
-    for (int64_t k = 0; k < group->count && num_kept < group->limit; ++k) {
-      const uint32_t place = tree.place[k];
-      if (place != kNoPlace) {
-        uint32_t& leaf = undecided[place / kBoundsLanes];
-        const uint32_t lane = 1u << place % kBoundsLanes;
-        if ((leaf & lane) == 0) continue;
-        leaf &= ~lane;
-        strike_out(*rule, tree, group->boxes[k], undecided);
-      }
-      group->keep[group->rank(k)] = 1;
-      ++num_kept;
-    }
-  }
-
- private:
-  static void strike_out(const SuppressionRule<A>& rule, const BoxTree<A>& tree, const Box<A>& box,
-                         uint32_t* undecided) {
-    const A box_area = area(box);
-    tree.template for_each_node<kIsa>(box, [&](int64_t node, uint32_t leaves) {
-      for (; leaves != 0; leaves &= leaves - 1) {
-        const int child = __builtin_ctz(leaves);
-        const int64_t number = node * kBoundsLanes + child;
-        undecided[number] &=
-            ~hidden_by<kIsa>(rule, tree.leaves[number], undecided[number], box, box_area);
-        if (undecided[number] == 0) tree.nodes[node].clear(child);  // nobody comes here again
-      }
-    });
+  static void run(const Group<A>* group, int64_t begin, const SuppressionRule<A>* rule,
+                  TreeScratch<A>* scratch) {
+    TreeGroup<A, kIsa> tree(begin, group->count, group->boxes, *rule, scratch);
+    tree.run(group->limit, [&](int64_t k) { group->keep[group->rank(k)] = 1; });
   }
 };
 
@@ -144,16 +99,14 @@ struct Workspace {
   std::unique_ptr<Box<A>[]> boxes;  // class by class, in score order
   std::unique_ptr<uint8_t[]> keep;
   std::vector<BitScratch<A>> bits;  // one for each thread that may work on this image
-  TreeMemory<A> trees;
-  std::unique_ptr<uint32_t[]> undecided;
+  TreeScratch<A> trees;
 
   Workspace(int64_t num_boxes, bool has_classes, int64_t threads)
       : by_score(num_boxes),
         groups(has_classes ? num_boxes : 0),
         boxes(new Box<A>[num_boxes]),
         keep(new uint8_t[num_boxes]),
-        trees(num_boxes > kMostByBits ? num_boxes : 0),
-        undecided(new uint32_t[num_boxes > kMostByBits ? leaf_begin(num_boxes) : 0]) {
+        trees(num_boxes > kMostByBits ? num_boxes : 0) {
     for (int64_t i = 0; i < threads; ++i) bits.emplace_back(std::min(num_boxes, kMostByBits));
   }
 };
@@ -170,8 +123,7 @@ void suppress_group(int64_t begin, const Group<acc_t<T>>& group,
   } else if (group.count <= kMostByBits) {
     run_on_best_isa<SuppressByBits<A>>(&group, &rule, &plane, &w.bits[worker]);
   } else {
-    run_for_isa<SuppressByTree, A>(&group, &rule, w.trees.tree(begin),
-                                   &w.undecided[leaf_begin(begin)]);
+    run_for_isa<SuppressByTree, A>(&group, begin, &rule, &w.trees);
   }
 }
 

@@ -157,6 +157,7 @@ struct PickFromGroup {
         refresh_leaf(group, number);
       }
       refresh_node(group, node);
+      return true;
     });
   }
 };

@@ -50,6 +50,7 @@ struct VisitLeaves {
     tree->template for_each_node<kIsa>(*box, [&](int64_t node, uint32_t bits) {
       for (; bits != 0; bits &= bits - 1)
         (*visited)[node * kBoundsLanes + __builtin_ctz(bits)] = true;
+      return true;
     });
   }
 };
