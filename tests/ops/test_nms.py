@@ -213,7 +213,7 @@ def hidden_by(boxes, i, threshold, overlap):
 @pytest.mark.large
 @pytest.mark.parametrize("overlap", ["iou", "diou"])
 @pytest.mark.parametrize(
-    ("count", "size"), [(4000, 700), (4000, 5000), (4000, 100_000), (9000, 2000)]
+    ("count", "size"), [(4000, 700), (4000, 5000), (4000, 100_000), (9000, 300), (9000, 2000)]
 )
 def test_many_kept_boxes(device, count, size, overlap):
     """Crowds, sparse, one far from all others; the CPU kernel takes a tree from 8192 boxes on."""
