@@ -47,19 +47,30 @@ class FrozenBatchNorm2d(nn.Module):
 
 
 def conv_norm(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
-    """``norm(conv(x))``; one convolution, of scaled weights, where the norm's statistics are fixed.
+    """``norm(conv(x))``, where the norm's statistics are fixed by less work.
 
-    This saves a pass over the maps, and their memory. Hooks of the two modules are not called then.
+    Then either the maps or the weights have to be scaled: whatever is smaller is, and scaled
+    weights make one convolution of both. Hooks of the two modules are not called then.
     """
-    if not isinstance(norm, FrozenBatchNorm2d | nn.BatchNorm2d) or (
-        isinstance(norm, nn.BatchNorm2d) and norm.training
-    ):
+    is_fixed = isinstance(norm, FrozenBatchNorm2d) or (
+        isinstance(norm, nn.BatchNorm2d) and not norm.training
+    )
+    if not is_fixed or not _are_weights_smaller(conv, x):
         return norm(conv(x))  # type: ignore[no-any-return]
+    assert isinstance(norm, FrozenBatchNorm2d | nn.BatchNorm2d)
     scale, shift = _scale_and_shift(norm)
     weight = (conv.weight * scale[:, None, None, None]).to(conv.weight.dtype)
     if conv.bias is not None:
         shift = shift + conv.bias * scale
     return conv._conv_forward(x, weight, shift.to(weight.dtype))  # type: ignore[no-any-return]
+
+
+def _are_weights_smaller(conv: nn.Conv2d, x: Tensor) -> bool:
+    """Than the maps that come of x; taken for granted where its size is left open (export)."""
+    if torch.compiler.is_compiling():
+        return True
+    positions = x.shape[0] * x.shape[2] * x.shape[3] // (conv.stride[0] * conv.stride[1])
+    return conv.weight.numel() < positions * conv.out_channels
 
 
 def _scale_and_shift(norm: FrozenBatchNorm2d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

@@ -24,13 +24,14 @@ def _conv_and_norm(name, *, bias=True):
     return conv, norm
 
 
+@pytest.mark.parametrize("size", [(3, 2), (17, 15)])  # of maps smaller and larger than weights
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("name", NORMS)
-def test_convolution_and_norm_in_one_are_the_two_of_them(name, bias, training):
+def test_convolution_and_norm_in_one_are_the_two_of_them(name, bias, training, size):
     pair = nn.ModuleList(_conv_and_norm(name, bias=bias)).double().train(training)
     apart = copy.deepcopy(pair)
-    x = torch.randn(2, 4, 7, 5, dtype=torch.float64)
+    x = torch.randn(2, 4, *size, dtype=torch.float64)
     inputs, again = x.clone().requires_grad_(), x.clone().requires_grad_()
     y, expected = conv_norm(*pair, inputs), apart[1](apart[0](again))
     torch.testing.assert_close(y, expected)
