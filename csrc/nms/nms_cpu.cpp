@@ -184,7 +184,8 @@ int64_t nms_image(const NmsParams& p, const T* boxes, const T* scores, const int
     suppress(prefix, p, ranked, boxes, idxs, w);
     num_kept = 0;
     for (int64_t rank = 0; rank < prefix && num_kept < p.max_output; ++rank) {
-      if (w.keep[rank] != 0) keep[num_kept++] = ranked[rank].index;
+      keep[num_kept] = ranked[rank].index;  // without a branch, which nobody can predict
+      num_kept += w.keep[rank];
     }
     if (num_kept == p.max_output || prefix == count) break;
     prefix = std::min(count, 8 * prefix);

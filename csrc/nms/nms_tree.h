@@ -19,9 +19,18 @@ namespace cpu {
 template <Isa kIsa, class A>
 uint32_t hidden_by(const SuppressionRule<A>& rule, const Leaf<A>& leaf, uint32_t among,
                    const Box<A>& box, A box_area) {
+  // An IoU above t takes intersection * (1 + t) > t * (area + area): the necessary test of the rule
+  // in fewer steps. With a margin for rounding, the second one for areas near the smallest numbers;
+  // at t = 0 it is any intersection.
+  const A t = rule.threshold * (A(1) - A(0x1p-16)), one_more = A(1) + rule.threshold;
+  const bool is_any = rule.overlap == SuppressionOverlap::kIou && t == A(0);
+  const A least = t * box_area - (is_any ? A(0) : A(1e-30));
   uint32_t surely = 0, maybe = bits_where<kIsa>([&](int lane) {
-                         return rule.may_hide(intersection(box, leaf.boxes.box(lane)), box_area,
-                                              leaf.area[lane]);
+                         const Box<A> other = leaf.boxes.box(lane);
+                         const A width = min_of(box.x2, other.x2) - max_of(box.x1, other.x1);
+                         const A height = min_of(box.y2, other.y2) - max_of(box.y1, other.y1);
+                         const A inter = max_of(width, A(0)) * height;
+                         return inter * one_more > t * leaf.area[lane] + least;
                        });
   for (maybe &= among; maybe != 0; maybe &= maybe - 1) {
     const int lane = __builtin_ctz(maybe);
@@ -32,6 +41,7 @@ uint32_t hidden_by(const SuppressionRule<A>& rule, const Leaf<A>& leaf, uint32_t
   return surely;
 }
 
+// In place of a number of near leaves: not looked for yet; more than are kept.
 constexpr int8_t kUnknownLeaves = -1, kManyLeaves = kBoundsLanes + 1;
 
 // The leaves that the boxes of one leaf may meet, where these are few: found once for all of them,

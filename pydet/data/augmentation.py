@@ -248,7 +248,7 @@ class RandomZoomOut:
         if max_ratio < 1:
             raise ValueError(f"{name}: max_ratio must be at least 1, got {max_ratio}")
         self.max_ratio = max_ratio
-        self.fill = check_numbers(name, "fill", fill, 3, whole=True)
+        self.fill = _check_fill(name, fill)
         self.p = check_probability(name, p)
 
     def __call__(self, image: Tensor, target: Target) -> Sample:
@@ -299,7 +299,7 @@ class RandomScaleJitter:
                 f"{name}: scales must obey 0 < min_scale <= max_scale, got {min_scale}, {max_scale}"
             )
         self.scale = (min_scale, max_scale)
-        self.fill = check_numbers(name, "fill", fill, 3, whole=True)
+        self.fill = _check_fill(name, fill)
 
     def __call__(self, image: Tensor, target: Target) -> Sample:
         """Returns the changed image and its objects."""
@@ -329,6 +329,13 @@ class RandomScaleJitter:
             f"RandomScaleJitter(height={self.size[0]}, width={self.size[1]}, scale={self.scale}, "
             f"fill={self.fill})"
         )
+
+
+def _check_fill(name: str, fill: Sequence[int]) -> tuple[int, ...]:
+    values = check_numbers(name, "fill", fill, 3, whole=True)
+    if not all(0 <= value <= 255 for value in values):
+        raise ValueError(f"{name}: fill must be numbers in 0 ... 255, got {values}")
+    return values
 
 
 def pad(

@@ -2,7 +2,7 @@
 """Normalisation by name: batch, frozen batch, group, or none; and that of SSD."""
 
 import math
-from typing import Literal
+from typing import Literal, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -52,17 +52,18 @@ def conv_norm(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
     Then either the maps or the weights have to be scaled: whatever is smaller is, and scaled
     weights make one convolution of both. Hooks of the two modules are not called then.
     """
-    is_fixed = isinstance(norm, FrozenBatchNorm2d) or (
-        isinstance(norm, nn.BatchNorm2d) and not norm.training
-    )
-    if not is_fixed or not _are_weights_smaller(conv, x):
+    if not (_is_fixed(norm) and _are_weights_smaller(conv, x)):
         return norm(conv(x))  # type: ignore[no-any-return]
-    assert isinstance(norm, FrozenBatchNorm2d | nn.BatchNorm2d)
     scale, shift = _scale_and_shift(norm)
     weight = (conv.weight * scale[:, None, None, None]).to(conv.weight.dtype)
     if conv.bias is not None:
         shift = shift + conv.bias * scale
     return conv._conv_forward(x, weight, shift.to(weight.dtype))  # type: ignore[no-any-return]
+
+
+def _is_fixed(norm: nn.Module) -> TypeGuard[FrozenBatchNorm2d | nn.BatchNorm2d]:
+    is_batch_norm = isinstance(norm, nn.BatchNorm2d)
+    return isinstance(norm, FrozenBatchNorm2d) or (is_batch_norm and not norm.training)
 
 
 def _are_weights_smaller(conv: nn.Conv2d, x: Tensor) -> bool:

@@ -457,6 +457,10 @@ def test_numbers_and_lists_of_any_kind_are_taken():
         ({"name": "random_zoom_out", "fill": 9}, "fill must be a list of numbers, got 9"),
         ({"name": "random_zoom_out", "fill": [1, 2]}, r"fill must have 3 numbers, got \(1, 2\)"),
         (
+            {"name": "random_zoom_out", "fill": [0, 255, 256]},
+            r"fill must be numbers in 0 \.\.\. 255",
+        ),
+        (
             {"name": "random_zoom_out", "fill": [1, 2, 0.5]},
             r"fill\[2\] must be a whole number, got",
         ),
