@@ -95,10 +95,10 @@ struct OneLeaf {
   }
 };
 
-// The centres of boxes in 2048 x 2048 cells, and the places of cells on the curve of Hilbert (Ueber
-// die stetige Abbildung einer Linie auf ein Flaechenstueck, 1891). What is next to each other on
-// the curve is so in the plane; in rows of interleaved bits it may be far away, and the hulls of
-// leaves twice as many boxes meet.
+// The centres of boxes in 2048 x 2048 cells, and the places of cells on the curve of Hilbert
+// (Mathematische Annalen 38, 1891). What is next to each other on the curve is so in the plane; in
+// the order of interleaved bits it may be far away, leaves are larger, and a box meets about twice
+// as many.
 class PlaceCode {
  public:
   // Of a sample of the boxes, box_of(i) for i in [0, count): the range that most centres lie in.
