@@ -33,8 +33,6 @@ _MODELS: dict[str, int | None] = {
     "ssd300_vgg16": 300,
 }
 _CLASSES = 21  # torchvision's, with background
-
-
 _FIXED = ("conv1", "layer1")  # of the trunk, in fine-tuning
 
 

@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <limits>
 #include <memory>
 
 #include "common/box_tree.h"
@@ -51,7 +50,7 @@ struct NearLeaves {
   Bounds<A> cores;
   uint32_t number[kBoundsLanes];
 
-  // How many they are; `kManyLeaves`, and nothing is written, if they are not few.
+  // How many they are, or kManyLeaves; what was written then means nothing.
   template <Isa kIsa>
   int8_t find(const BoxTree<A>& tree, const Leaf<A>& leaf) {
     int count = 0;
