@@ -29,7 +29,7 @@ struct Group {
 
 // Groups of more boxes take a tree: bits are compared for all that are left, whereas in a tree only
 // what is near is met.
-constexpr int64_t kMostByBits = 8192;
+constexpr int64_t kMostByBits = 5120;
 
 template <class A>
 struct SuppressByBits {
