@@ -40,8 +40,7 @@ uint32_t hidden_by(const SuppressionRule<A>& rule, const Leaf<A>& leaf, uint32_t
   return surely;
 }
 
-// In place of a number of near leaves: not looked for yet; more than are kept.
-constexpr int8_t kUnknownLeaves = -1, kManyLeaves = kBoundsLanes + 1;
+enum class Near : uint8_t { kUnknown, kFew, kMany };
 
 // The leaves that the boxes of one leaf may meet, where these are few: found once for all of them,
 // which saves each the way from the roots.
@@ -50,15 +49,14 @@ struct NearLeaves {
   Bounds<A> cores;
   uint32_t number[kBoundsLanes];
 
-  // How many they are, or kManyLeaves; what was written then means nothing.
+  // kFew, or kMany: then what was written means nothing.
   template <Isa kIsa>
-  int8_t find(const BoxTree<A>& tree, const Leaf<A>& leaf) {
+  Near find(const BoxTree<A>& tree, const Leaf<A>& leaf) {
     int count = 0;
+    bool is_few = true;
     tree.template for_each_node<kIsa>(leaf.boxes.hull(), [&](int64_t node, uint32_t leaves) {
-      if (count + __builtin_popcount(leaves) > kBoundsLanes) {
-        count = kManyLeaves;
-        return false;
-      }
+      is_few = count + __builtin_popcount(leaves) <= kBoundsLanes;
+      if (!is_few) return false;
       for (; leaves != 0; leaves &= leaves - 1) {
         const int child = __builtin_ctz(leaves);
         cores.set(count, tree.nodes[node].box(child));
@@ -67,7 +65,7 @@ struct NearLeaves {
       return true;
     });
     for (int lane = count; lane < kBoundsLanes; ++lane) cores.clear(lane);
-    return static_cast<int8_t>(count);
+    return is_few ? Near::kFew : Near::kMany;
   }
 };
 
@@ -76,13 +74,13 @@ template <class A>
 struct TreeScratch {
   TreeMemory<A> trees;
   std::unique_ptr<NearLeaves<A>[]> near;  // of each leaf
-  std::unique_ptr<int8_t[]> num_near;
+  std::unique_ptr<Near[]> how_near;
   std::unique_ptr<uint32_t[]> undecided;  // a bit a lane of each leaf
 
   explicit TreeScratch(int64_t num_boxes)
       : trees(num_boxes),
         near(new NearLeaves<A>[leaf_begin(num_boxes)]),
-        num_near(new int8_t[leaf_begin(num_boxes)]),
+        how_near(new Near[leaf_begin(num_boxes)]),
         undecided(new uint32_t[leaf_begin(num_boxes)]) {}
 };
 
@@ -97,11 +95,11 @@ class TreeGroup {
         rule_(rule),
         tree_(scratch->trees.tree(begin)),
         near_(&scratch->near[leaf_begin(begin)]),
-        num_near_(&scratch->num_near[leaf_begin(begin)]),
+        how_near_(&scratch->how_near[leaf_begin(begin)]),
         undecided_(&scratch->undecided[leaf_begin(begin)]) {
     build_tree<A>(count, boxes, rule.threshold, &tree_);
     std::fill_n(undecided_, tree_.num_leaves, ~0u);
-    std::fill_n(num_near_, tree_.num_leaves, kUnknownLeaves);
+    std::fill_n(how_near_, tree_.num_leaves, Near::kUnknown);
   }
 
   // Calls keep(k) for each kept box, `limit` at most.
@@ -133,8 +131,8 @@ class TreeGroup {
       return undecided != 0;
     };
     NearLeaves<A>& near = near_[own];
-    int8_t& num_near = num_near_[own];
-    if (num_near != kUnknownLeaves && num_near != kManyLeaves) {
+    Near& how = how_near_[own];
+    if (how == Near::kFew) {
       uint32_t leaves = near.cores.template meets<kIsa>(box);
       for (; leaves != 0; leaves &= leaves - 1) {
         const int child = __builtin_ctz(leaves);
@@ -151,10 +149,10 @@ class TreeGroup {
       }
       return true;
     });
-    if (num_near != kUnknownLeaves) return;
+    if (how == Near::kMany) return;
     // One that meets many itself need not look for those of its whole leaf.
-    num_near = num_met <= kBoundsLanes / 4 ? near.template find<kIsa>(tree_, tree_.leaves[own])
-                                           : kManyLeaves;
+    how = num_met <= kBoundsLanes / 4 ? near.template find<kIsa>(tree_, tree_.leaves[own])
+                                      : Near::kMany;
   }
 
   int64_t count_;
@@ -162,7 +160,7 @@ class TreeGroup {
   const SuppressionRule<A>& rule_;
   BoxTree<A> tree_;
   NearLeaves<A>* near_;
-  int8_t* num_near_;
+  Near* how_near_;
   uint32_t* undecided_;
 };
 
