@@ -52,11 +52,16 @@ struct alignas(64) Bounds {
   template <Isa kIsa>
   uint32_t meets(const Box<A>& other) const {
     // Not in one test: of that, compilers make a chain of four masked comparisons.
-    const uint32_t in_x =
-        bits_where<kIsa>([&](int lane) { return (x1[lane] <= other.x2) & (x2[lane] >= other.x1); });
-    const uint32_t in_y =
-        bits_where<kIsa>([&](int lane) { return (y1[lane] <= other.y2) & (y2[lane] >= other.y1); });
-    return in_x & in_y;
+    const auto at_most = [](const A* values, A most) {
+      return bits_where_at_most<kIsa>([=](int lane) { return values[lane]; },
+                                      [=](int) { return most; });
+    };
+    const auto at_least = [](const A* values, A least) {
+      return bits_where_at_most<kIsa>([=](int) { return least; },
+                                      [=](int lane) { return values[lane]; });
+    };
+    return at_most(x1, other.x2) & at_most(y1, other.y2) & at_least(x2, other.x1) &
+           at_least(y2, other.y1);
   }
 };
 

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "common/isa.h"
 
@@ -31,6 +32,14 @@ __attribute__((target("avx512f,avx512dq"))) inline uint32_t sign_bits_avx512(con
   const uint32_t low = _cvtmask16_u32(_mm512_movepi32_mask(_mm512_load_si512(signs)));
   return low | _cvtmask16_u32(_mm512_movepi32_mask(_mm512_load_si512(signs + 16))) << 16;
 }
+
+__attribute__((target("avx512f"))) inline uint32_t at_most_bits_avx512(const float* a,
+                                                                       const float* b) {
+  const __m512 low_a = _mm512_load_ps(a), high_a = _mm512_load_ps(a + 16);
+  const __m512 low_b = _mm512_load_ps(b), high_b = _mm512_load_ps(b + 16);
+  return _cvtmask16_u32(_mm512_cmp_ps_mask(low_a, low_b, _CMP_LE_OQ)) |
+         _cvtmask16_u32(_mm512_cmp_ps_mask(high_a, high_b, _CMP_LE_OQ)) << 16;
+}
 #endif
 
 }  // namespace detail
@@ -49,6 +58,20 @@ uint32_t bits_where(const Test& test) {
   for (int lane = 0; lane < kBitLanes; ++lane)
     bits |= static_cast<uint32_t>(signs[lane]) & uint32_t{1} << lane;
   return bits;
+}
+
+// The same for a(lane) <= b(lane), of which compilers for AVX-512 do not make one comparison.
+template <Isa kIsa, class ValueA, class ValueB>
+uint32_t bits_where_at_most(const ValueA& a, const ValueB& b) {
+#if defined(__x86_64__) && defined(__GNUC__)
+  if constexpr (kIsa == Isa::kAvx512 && std::is_same_v<decltype(b(0)), float>) {
+    alignas(64) float all_a[kBitLanes], all_b[kBitLanes];
+    for (int lane = 0; lane < kBitLanes; ++lane) all_a[lane] = a(lane);
+    for (int lane = 0; lane < kBitLanes; ++lane) all_b[lane] = b(lane);
+    return detail::at_most_bits_avx512(all_a, all_b);
+  }
+#endif
+  return bits_where<kIsa>([&](int lane) { return a(lane) <= b(lane); });
 }
 
 }  // namespace pydet

@@ -28,7 +28,7 @@ template <class Key>
 Item<Key>* sort_items(int64_t count, Item<Key>* items, Item<Key>* scratch) {
   constexpr int kKeyBits = 8 * sizeof(Key);
   // Below this many items a comparison sort is quicker than clearing the counters of a radix sort.
-  constexpr int64_t kRadixMin = 256;
+  constexpr int64_t kRadixMin = 64;
   // Of few items fewer bits at a time: the counters of a pass are not to outnumber them.
   constexpr int kMostBits = 11;
   const int most_bits = count < 4096 ? 8 : kMostBits;

@@ -10,6 +10,7 @@
 #include "common/suppression.h"
 #include "nms/nms.h"
 #include "nms/nms_bits.h"
+#include "nms/nms_pairs.h"
 #include "nms/nms_tree.h"
 
 namespace pydet {
@@ -29,7 +30,7 @@ struct Group {
 
 // Groups of more boxes take a tree: bits are compared for all that are left, whereas in a tree only
 // what is near is met.
-constexpr int64_t kMostByBits = 5120;
+constexpr int64_t kMostByBits = 2560;
 
 template <class A>
 struct SuppressByBits {
@@ -41,7 +42,7 @@ struct SuppressByBits {
 };
 
 // Compares each kept box with all behind it: the least work for few boxes.
-constexpr int64_t kMostByPairs = 256;
+constexpr int64_t kMostByPairs = 384;
 
 template <class A, Isa kIsa>
 struct SuppressByPairs {
@@ -62,33 +63,63 @@ struct SuppressByPairs {
       }
       undecided[number] = left < kBoundsLanes ? (1u << left) - 1 : ~0u;
     }
+    // Leaf by leaf: first which of its own boxes are kept, then what these hide of the others.
     int64_t num_kept = 0;
     for (int64_t number = 0; number < num_leaves; ++number) {
+      const Leaf<A>& leaf = leaves[number];
+      uint32_t kept = 0;
       while (undecided[number] != 0 && num_kept < group->limit) {
         const int lane = __builtin_ctz(undecided[number]);
         undecided[number] &= undecided[number] - 1;
         group->keep[group->rank(number * kBoundsLanes + lane)] = 1;
         ++num_kept;
-        const Box<A> box = leaves[number].boxes.box(lane);
-        const A box_area = leaves[number].area[lane];
-        for (int64_t other = number; other < num_leaves; ++other) {
-          if (undecided[other] == 0) continue;
-          undecided[other] &=
-              ~hidden_by<kIsa>(*rule, leaves[other], undecided[other], box, box_area);
-        }
+        kept |= 1u << lane;
+        strike_out(*rule, leaf, lane, leaf, &undecided[number]);
+      }
+      for (int64_t other = number + 1; other < num_leaves; ++other) {
+        for (uint32_t left = kept; left != 0; left &= left - 1)
+          strike_out(*rule, leaf, __builtin_ctz(left), leaves[other], &undecided[other]);
       }
     }
+  }
+
+ private:
+  // What a box hides of a leaf.
+  static void strike_out(const SuppressionRule<A>& rule, const Leaf<A>& own, int lane,
+                         const Leaf<A>& leaf, uint32_t* undecided) {
+    *undecided &= ~hidden_by<kIsa>(rule, leaf, *undecided, own.boxes.box(lane), own.area[lane]);
+  }
+};
+
+template <class A>
+struct BuildTree {
+  static void run(const Group<A>* group, const SuppressionRule<A>* rule, BoxTree<A>* tree) {
+    build_tree<A>(group->count, group->boxes, rule->threshold, tree);
   }
 };
 
 template <class A, Isa kIsa>
 struct SuppressByTree {
-  static void run(const Group<A>* group, int64_t begin, const SuppressionRule<A>* rule,
-                  TreeScratch<A>* scratch) {
-    TreeGroup<A, kIsa> tree(begin, group->count, group->boxes, *rule, scratch);
-    tree.run(group->limit, [&](int64_t k) { group->keep[group->rank(k)] = 1; });
+  static void run(const Group<A>* group, const SuppressionRule<A>* rule, BoxTree<A>* tree,
+                  uint32_t* undecided) {
+    TreeGroup<A, kIsa> boxes(group->count, group->boxes, *rule, tree, undecided);
+    boxes.run(group->limit, [&](int64_t k) { group->keep[group->rank(k)] = 1; });
   }
 };
+
+template <class A>
+void suppress_many(int64_t begin, const Group<A>& group, const SuppressionRule<A>& rule,
+                   TreeScratch<A>* scratch) {
+  BoxTree<A> tree = scratch->trees.tree(begin);
+  run_on_best_isa<BuildTree<A>>(&group, &rule, &tree);
+  std::vector<HidingPair> pairs;
+  if (find_few_pairs(tree, rule, &pairs)) {
+    suppress_by_pairs(group.count, group.limit, &pairs,
+                      [&](int64_t k) { group.keep[group.rank(k)] = 1; });
+  } else {
+    run_for_isa<SuppressByTree, A>(&group, &rule, &tree, &scratch->undecided[leaf_begin(begin)]);
+  }
+}
 
 // What one image needs; one a worker, so that nothing is allocated inside of a thread.
 template <class T>
@@ -123,7 +154,7 @@ void suppress_group(int64_t begin, const Group<acc_t<T>>& group,
   } else if (group.count <= kMostByBits) {
     run_on_best_isa<SuppressByBits<A>>(&group, &rule, &plane, &w.bits[worker]);
   } else {
-    run_for_isa<SuppressByTree, A>(&group, begin, &rule, &w.trees);
+    suppress_many(begin, group, rule, &w.trees);
   }
 }
 

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <memory>
 
 #include "common/box_tree.h"
@@ -23,15 +24,25 @@ uint32_t hidden_by(const SuppressionRule<A>& rule, const Leaf<A>& leaf, uint32_t
   // at t = 0 it is any intersection.
   const A t = rule.threshold * (A(1) - A(0x1p-16)), one_more = A(1) + rule.threshold;
   const bool is_any = rule.overlap == SuppressionOverlap::kIou && t == A(0);
-  const A least = t * box_area - (is_any ? A(0) : A(1e-30));
-  uint32_t surely = 0, maybe = bits_where<kIsa>([&](int lane) {
-                         const Box<A> other = leaf.boxes.box(lane);
-                         const A width = min_of(box.x2, other.x2) - max_of(box.x1, other.x1);
-                         const A height = min_of(box.y2, other.y2) - max_of(box.y1, other.y1);
-                         const A inter = max_of(width, A(0)) * height;
-                         return inter * one_more > t * leaf.area[lane] + least;
-                       });
-  for (maybe &= among; maybe != 0; maybe &= maybe - 1) {
+  const A least = t * box_area + (is_any ? std::numeric_limits<A>::denorm_min() : A(-1e-30));
+  uint32_t maybe = bits_where_at_most<kIsa>(
+      [&](int lane) { return t * leaf.area[lane] + least; },
+      [&](int lane) {
+        const Box<A> other = leaf.boxes.box(lane);
+        const A width = min_of(box.x2, other.x2) - max_of(box.x1, other.x1);
+        const A height = min_of(box.y2, other.y2) - max_of(box.y1, other.y1);
+        return max_of(width, A(0)) * height * one_more;
+      });
+  maybe &= among;
+  if (maybe == 0) return 0;
+  if (rule.overlap == SuppressionOverlap::kIou) {
+    return maybe & bits_where<kIsa>([&](int lane) {
+             return iou(intersection(box, leaf.boxes.box(lane)), box_area, leaf.area[lane]) >
+                    rule.threshold;
+           });
+  }
+  uint32_t surely = 0;
+  for (; maybe != 0; maybe &= maybe - 1) {
     const int lane = __builtin_ctz(maybe);
     surely |=
         static_cast<uint32_t>(rule.hides(box, box_area, leaf.boxes.box(lane), leaf.area[lane]))
@@ -40,66 +51,24 @@ uint32_t hidden_by(const SuppressionRule<A>& rule, const Leaf<A>& leaf, uint32_t
   return surely;
 }
 
-enum class Near : uint8_t { kUnknown, kFew, kMany };
-
-// The leaves that the boxes of one leaf may meet, where these are few: found once for all of them,
-// which saves each the way from the roots.
-template <class A>
-struct NearLeaves {
-  Bounds<A> cores;
-  uint32_t number[kBoundsLanes];
-
-  // kFew, or kMany: then what was written means nothing.
-  template <Isa kIsa>
-  Near find(const BoxTree<A>& tree, const Leaf<A>& leaf) {
-    int count = 0;
-    bool is_few = true;
-    tree.template for_each_node<kIsa>(leaf.boxes.hull(), [&](int64_t node, uint32_t leaves) {
-      is_few = count + __builtin_popcount(leaves) <= kBoundsLanes;
-      if (!is_few) return false;
-      for (; leaves != 0; leaves &= leaves - 1) {
-        const int child = __builtin_ctz(leaves);
-        cores.set(count, tree.nodes[node].box(child));
-        number[count++] = static_cast<uint32_t>(node * kBoundsLanes + child);
-      }
-      return true;
-    });
-    for (int lane = count; lane < kBoundsLanes; ++lane) cores.clear(lane);
-    return is_few ? Near::kFew : Near::kMany;
-  }
-};
-
 // What the groups of one image need, for `num_boxes` boxes in all of them.
 template <class A>
 struct TreeScratch {
   TreeMemory<A> trees;
-  std::unique_ptr<NearLeaves<A>[]> near;  // of each leaf
-  std::unique_ptr<Near[]> how_near;
   std::unique_ptr<uint32_t[]> undecided;  // a bit a lane of each leaf
 
   explicit TreeScratch(int64_t num_boxes)
-      : trees(num_boxes),
-        near(new NearLeaves<A>[leaf_begin(num_boxes)]),
-        how_near(new Near[leaf_begin(num_boxes)]),
-        undecided(new uint32_t[leaf_begin(num_boxes)]) {}
+      : trees(num_boxes), undecided(new uint32_t[leaf_begin(num_boxes)]) {}
 };
 
 template <class A, Isa kIsa>
 class TreeGroup {
  public:
-  // The boxes are in score order, and the first of the group is box `begin` of the image.
-  TreeGroup(int64_t begin, int64_t count, const Box<A>* boxes, const SuppressionRule<A>& rule,
-            TreeScratch<A>* scratch)
-      : count_(count),
-        boxes_(boxes),
-        rule_(rule),
-        tree_(scratch->trees.tree(begin)),
-        near_(&scratch->near[leaf_begin(begin)]),
-        how_near_(&scratch->how_near[leaf_begin(begin)]),
-        undecided_(&scratch->undecided[leaf_begin(begin)]) {
-    build_tree<A>(count, boxes, rule.threshold, &tree_);
+  // The boxes of the tree are in score order. What is struck out whole leaves the tree.
+  TreeGroup(int64_t count, const Box<A>* boxes, const SuppressionRule<A>& rule, BoxTree<A>* tree,
+            uint32_t* undecided)
+      : count_(count), boxes_(boxes), rule_(rule), tree_(*tree), undecided_(undecided) {
     std::fill_n(undecided_, tree_.num_leaves, ~0u);
-    std::fill_n(how_near_, tree_.num_leaves, Near::kUnknown);
   }
 
   // Calls keep(k) for each kept box, `limit` at most.
@@ -113,7 +82,7 @@ class TreeGroup {
         const uint32_t lane = 1u << place % kBoundsLanes;
         if ((leaf & lane) == 0) continue;
         leaf &= ~lane;
-        strike_out(place / kBoundsLanes, boxes_[k]);
+        strike_out(boxes_[k]);
       }
       keep(k);
       ++num_kept;
@@ -121,46 +90,25 @@ class TreeGroup {
   }
 
  private:
-  // What the box of leaf `own` hides.
-  void strike_out(uint32_t own, const Box<A>& box) {
+  // What the box hides.
+  void strike_out(const Box<A>& box) {
     const A box_area = area(box);
-    // Of leaf `number`; false once that has no undecided box left.
-    const auto strike_in = [&](int64_t number) {
-      uint32_t& undecided = undecided_[number];
-      undecided &= ~hidden_by<kIsa>(rule_, tree_.leaves[number], undecided, box, box_area);
-      return undecided != 0;
-    };
-    NearLeaves<A>& near = near_[own];
-    Near& how = how_near_[own];
-    if (how == Near::kFew) {
-      uint32_t leaves = near.cores.template meets<kIsa>(box);
-      for (; leaves != 0; leaves &= leaves - 1) {
-        const int child = __builtin_ctz(leaves);
-        if (!strike_in(near.number[child])) near.cores.clear(child);  // nobody comes here again
-      }
-      return;
-    }
-    int num_met = 0;
     tree_.template for_each_node<kIsa>(box, [&](int64_t node, uint32_t leaves) {
-      num_met += __builtin_popcount(leaves);
       for (; leaves != 0; leaves &= leaves - 1) {
         const int child = __builtin_ctz(leaves);
-        if (!strike_in(node * kBoundsLanes + child)) tree_.nodes[node].clear(child);
+        const int64_t number = node * kBoundsLanes + child;
+        uint32_t& undecided = undecided_[number];
+        undecided &= ~hidden_by<kIsa>(rule_, tree_.leaves[number], undecided, box, box_area);
+        if (undecided == 0) tree_.nodes[node].clear(child);  // nobody comes here again
       }
       return true;
     });
-    if (how == Near::kMany) return;
-    // One that meets many itself need not look for those of its whole leaf.
-    how = num_met <= kBoundsLanes / 4 ? near.template find<kIsa>(tree_, tree_.leaves[own])
-                                      : Near::kMany;
   }
 
   int64_t count_;
   const Box<A>* boxes_;
   const SuppressionRule<A>& rule_;
-  BoxTree<A> tree_;
-  NearLeaves<A>* near_;
-  Near* how_near_;
+  BoxTree<A>& tree_;
   uint32_t* undecided_;
 };
 

@@ -216,7 +216,7 @@ void test_thresholds() {
 }  // namespace
 
 int main() {
-  for (int64_t n : {0, 1, 2, 31, 32, 33, 64, 65, 255, 256, 257, 600}) {
+  for (int64_t n : {0, 1, 2, 31, 32, 33, 64, 65, 383, 384, 385, 600}) {
     for (uint32_t size : {8u, 200u}) {
       for (bool by_class : {false, true}) {
         test_sizes(n, n, size, 0.5, by_class, false);
@@ -249,8 +249,10 @@ int main() {
   test_cuda<float>(1, 2100, 2100, 400, false, false);
   test_cuda<float>(2, 2100, 1000, 1000, true, true);
   test_cuda<float>(1, 2100, 50, 400, false, false);
-  // Many kept boxes, and so many boxes that the CPU kernel takes a tree.
+  // Many kept boxes, and so many boxes that the CPU kernel takes a tree: sparse, and a crowd.
+  test_sizes(2500, 2500, 2000, 0.25, false, false);
   test_sizes(2600, 2600, 2000, 0.25, false, false);
+  test_sizes(2600, 2600, 100, 0.25, false, false);
   test_sizes(8300, 8300, 4000, 0.25, false, false);
   test_sizes(4200, 1500, 900, 0.5, true, false);
   test_cuda<float>(1, 2100, 2100, 1500, false, false, pydet::SuppressionOverlap::kDiou);
