@@ -10,8 +10,6 @@
 // max_of (common/scalar.h) pass the tangent of the number that they choose.
 #pragma once
 
-#include <cmath>
-
 #include "common/host_device.h"
 #include "common/math.h"
 #include "common/scalar.h"
@@ -63,18 +61,6 @@ struct Dual {
   }
   PYDET_HOST_DEVICE friend bool operator!=(const Dual& a, const Dual& b) {
     return a.value != b.value;
-  }
-
-  // Functions of the C library, as friends: they are found for dual numbers alone, and hide none
-  // of the library's. The tangent is 0 where the slope is infinite (sqrt at 0).
-  PYDET_HOST_DEVICE friend Dual sqrt(const Dual& x) {
-    using std::sqrt;
-    const A root = sqrt(x.value);
-    return {root, root > A(0) ? x.tangent / (root + root) : A(0) * root};
-  }
-  PYDET_HOST_DEVICE friend Dual atan(const Dual& x) {
-    using std::atan;
-    return {atan(x.value), x.tangent / (A(1) + x.value * x.value)};
   }
 };
 

@@ -9,14 +9,31 @@
 namespace pydet {
 namespace cuda {
 
+// Gives each part of a workspace its place behind those before, aligned for any access.
+class Places {
+ public:
+  // `total` becomes the size of the workspace.
+  explicit Places(size_t* total) : total_(total) { *total = 0; }
+
+  // Where a part of so many bytes starts.
+  size_t operator()(size_t bytes) const {
+    const size_t start = *total_;
+    *total_ += (bytes + 255) / 256 * 256;
+    return start;
+  }
+
+ private:
+  size_t* total_;
+};
+
 // Where the parts of the workspace start, in bytes.
 struct PairSortLayout {
   size_t keys[2], values[2], storage, storage_bytes;
 };
 
-// Lays out the workspace for `count` pairs; take(bytes) gives the start of a part.
-template <class Take>
-const char* make_pair_sort_layout(int64_t count, const Take& take, PairSortLayout* layout) {
+// Lays out the workspace for `count` pairs.
+inline const char* make_pair_sort_layout(int64_t count, const Places& take,
+                                         PairSortLayout* layout) {
   cub::DoubleBuffer<uint64_t> keys;
   cub::DoubleBuffer<int64_t> values;
   layout->storage_bytes = 0;

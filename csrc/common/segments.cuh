@@ -74,9 +74,8 @@ inline __global__ void __launch_bounds__(kSegmentThreads) segment_begin_kernel(S
   }
 }
 
-// Lays out the workspace for `total` boxes of all images; take(bytes) gives the start of a part.
-template <class Take>
-const char* make_segment_layout(int64_t total, const Take& take, SegmentLayout* layout) {
+// Lays out the workspace for `total` boxes of all images.
+inline const char* make_segment_layout(int64_t total, const Places& take, SegmentLayout* layout) {
   if (const char* error = make_pair_sort_layout(total, take, &layout->sort)) return error;
   layout->begins = take(total * sizeof(int64_t));
   layout->count = take(sizeof(unsigned int));

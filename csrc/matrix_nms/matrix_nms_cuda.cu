@@ -152,12 +152,7 @@ __global__ void __launch_bounds__(kThreads)
 
 template <class T>
 const char* make_layout(const MatrixNmsParams& p, Layout* layout) {
-  layout->total = 0;
-  const auto take = [layout](size_t bytes) {
-    const size_t start = layout->total;
-    layout->total += (bytes + 255) / 256 * 256;
-    return start;
-  };
+  const Places take(&layout->total);
   const int64_t total = p.batch * p.num_boxes;
   layout->valid = take(p.batch * sizeof(int64_t));
   layout->peaks = take(total * sizeof(acc_t<T>));

@@ -226,12 +226,7 @@ const char* make_layout(const NmsParams& p, Layout* layout) {
     tile = ceil_div<int64_t>(tile / 2, kWord) * kWord;
   }
   layout->tile = tile;
-  layout->total = 0;
-  const auto take = [layout](size_t bytes) {
-    const size_t start = layout->total;
-    layout->total += (bytes + 255) / 256 * 256;
-    return start;
-  };
+  const Places take(&layout->total);
   layout->valid = take(p.batch * sizeof(int64_t));
   layout->hidden = take(p.batch * tile / 8);
   layout->mask = take(p.batch * tile * (tile / 8));

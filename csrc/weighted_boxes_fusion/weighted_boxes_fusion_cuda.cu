@@ -117,12 +117,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 template <class T>
 const char* make_layout(const FusionParams& p, Layout* layout) {
-  layout->total = 0;
-  const auto take = [layout](size_t bytes) {
-    const size_t start = layout->total;
-    layout->total += (bytes + 255) / 256 * 256;
-    return start;
-  };
+  const Places take(&layout->total);
   const int64_t total = p.batch * p.num_boxes;
   layout->clusters = take(total * sizeof(Cluster<acc_t<T>>));
   layout->boxes = take(total * sizeof(SegmentBox<acc_t<T>>));

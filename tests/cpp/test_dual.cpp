@@ -42,10 +42,8 @@ void test_slopes() {
       check_slope([](D a, D b) { return pydet::shared_min_of(a, b); }, x, y);
       check_slope([](D a, D b) { return pydet::shared_max_of(a, b); }, x, y);
       check_slope([](D a, D b) { return pydet::positive_part(a - b); }, x, y);
-      check_slope([](D a, D b) { return sqrt(a * b); }, x, y);
       check_slope([](D a, D b) { return pydet::exp_of(a - b); }, x, y);
       check_slope([](D a, D b) { return pydet::log_of_positive(a / b); }, x, y);
-      check_slope([](D a, D b) { return atan(a / b); }, x, y);
       check_slope([](D a, D b) { return pydet::exp_of_negative(-a * b); }, x, y);
       check_slope([](D a, D b) { return pydet::log1p_of_fraction(a * b); }, x, y);
       check_slope([](D a, D b) { return pydet::log_of_fraction(a * b); }, x, y);
@@ -72,11 +70,10 @@ void test_rules() {
   CHECK(pydet::positive_part(-1.0) == 0);
   CHECK(pydet::constant_of(a).value == 1 && pydet::constant_of(a).tangent == 0);
   CHECK(pydet::constant_of(3.0f) == 3);
-  CHECK(sqrt(D(0, 1)).tangent == 0);
   CHECK(pydet::log_of_fraction(Dual<float>(0, 1)).tangent == 0);
   CHECK(pydet::exp_of_negative(Dual<float>(-100, 1)).tangent == 0);
   const double nan = std::numeric_limits<double>::quiet_NaN();
-  CHECK(std::isnan((D(nan, 1) * D(2)).tangent) && std::isnan(sqrt(D(nan, 1)).value));
+  CHECK(std::isnan((D(nan, 1) * D(2)).tangent));
   CHECK(pydet::positive_part(D(nan, 1)).value == 0);
 }
 
