@@ -137,10 +137,10 @@ class TurnedMap {
 
 // Sums of a turned map, made row by row from above: a row begins when it is opened, as 0 or as what
 // `planes` holds, and is written there when it is closed.
-template <class A>
+template <class A, int kBytes = 32>
 class TurnedSums {
  public:
-  using Block = ChannelBlock<A>;
+  using Block = ChannelBlock<A, kBytes>;
 
   // `lanes` planes from `planes` on; `cells` has room for `height` rows of the turned map.
   TurnedSums(A* planes, int64_t height, int64_t width, int64_t lanes, bool clear, A* cells)
