@@ -21,7 +21,7 @@ struct PoolInterleaved {
   using A = acc_t<T>;
   using Vectors = Lanes<A, vector_bytes(kIsa)>;
   using Vector = typename Vectors::Vector;
-  static constexpr int kMany = 2;
+  static constexpr int kMany = vector_bytes(kIsa) / 16;  // by measurement
 
   // Calls body(channels, c) for the channels [begin, end): PoolChannels and the first of them.
   template <class Body>
