@@ -165,15 +165,28 @@ struct PoolChannels {
         Lanes<A>::store(V(sum + grad), sums + slot * kChannels + v * Best::kLanes);
       }
     });
-    for (int64_t slot = 0; slot < roi.num_slots(); ++slot) {
-      for (int64_t c = 0; c < lanes; ++c) {
-        const int64_t cell = found.cell[slot * kChannels + c];
-        if (cell >= 0) map[c * strides.channel + cell * strides.cell] += sums[slot * kChannels + c];
-      }
+    const int64_t count = roi.num_slots();
+    if (strides.channel == 1 && lanes == kChannels) {
+      add_slots(count, std::integral_constant<int64_t, kChannels>{}, sums, found, map,
+                std::integral_constant<int64_t, 1>{}, strides.cell);
+    } else {
+      add_slots(count, lanes, sums, found, map, strides.channel, strides.cell);
     }
   }
 
  private:
+  // Sizes that are mostly the same are constants then: each addition is but a few instructions.
+  template <class Lane, class Channel>
+  static void add_slots(int64_t count, Lane lanes, const A* sums, const BestCells<A>& found, A* map,
+                        Channel to_channel, int64_t to_cell) {
+    const auto* cell = found.cell;
+    for (int64_t slot = 0; slot < count; ++slot, cell += kChannels, sums += kChannels) {
+      for (int64_t c = 0; c < lanes; ++c) {
+        if (cell[c] >= 0) map[c * to_channel + cell[c] * to_cell] += sums[c];
+      }
+    }
+  }
+
   // Begins the line with rows y, or folds them into it.
   template <bool kIndexed, class T>
   static void fold_rows(CellRange y, CellRange x, const T* rows, PoolStrides strides,

@@ -60,10 +60,11 @@ struct PoolTurned {
   }
 
   // Calls consume(roi) for each RoI of a piece when what it finds is in work->pool.found.
-  // `row_cells`: see PoolChannels.
-  template <bool kIndexed, class Consume>
+  // `row_cells`: see PoolChannels. `results` [R, C, PH, PW] is what consume reads or writes
+  // (kWritten): a RoI's part is fetched while its cells are searched.
+  template <bool kIndexed, bool kWritten, class Element, class Consume>
   static void pool(const PoolPiece<T>& piece, int64_t row_cells, PoolWorkspace<T>* work,
-                   const Consume& consume) {
+                   Element* results, const Consume& consume) {
     const int64_t height = piece.params->height, width = piece.params->width;
     const bool turned = piece.turned();
     auto& map = std::get<TurnedMap<T, kBytes>>(work->maps);
@@ -92,6 +93,10 @@ struct PoolTurned {
                         some_rows + (i - some.begin) * row_stride + x.begin * Block::kChannels);
         return some_rows;
       };
+      constexpr int64_t kLine = 64 / sizeof(T);
+      Element* result = results + piece.offset(roi->index, piece.bins());
+      for (int64_t k = 0; k < piece.lanes * piece.bins(); k += kLine)
+        __builtin_prefetch(result + k, kWritten ? 1 : 0);
       Channels::template find<kIndexed>(*roi, rows, turned ? height : kRows,
                                         {row_stride, Block::kChannels}, row_cells, &work->pool.line,
                                         &work->pool.found);
@@ -113,12 +118,13 @@ struct TurnedForward {
       Pool::Channels::write(roi, work->pool.found, results, Block::kChannels);
       Block::scatter(results, piece->lanes, bins, out + piece->offset(roi.index, bins), bins);
     };
-    if (values == nullptr) return Pool::template pool<false>(*piece, 0, work, write);
-    Pool::template pool<true>(*piece, piece->params->width, work, [&](const PooledRoi& roi) {
-      Pool::Channels::pick(roi, piece->lanes, values + piece->offset(roi.image, piece->cells()),
-                           {piece->cells(), 1}, &work->pool.found);
-      write(roi);
-    });
+    if (values == nullptr) return Pool::template pool<false, true>(*piece, 0, work, out, write);
+    Pool::template pool<true, true>(
+        *piece, piece->params->width, work, out, [&](const PooledRoi& roi) {
+          Pool::Channels::pick(roi, piece->lanes, values + piece->offset(roi.image, piece->cells()),
+                               {piece->cells(), 1}, &work->pool.found);
+          write(roi);
+        });
   }
 };
 
@@ -141,8 +147,8 @@ struct TurnedBackward {
     // Of a map that is not turned the sums are made in place.
     const CellStrides strides = turned ? CellStrides{1, kChannels} : CellStrides{piece->cells(), 1};
     if (!turned) std::fill_n(map, piece->lanes * piece->cells(), A(0));
-    Pool::template pool<true>(
-        *piece, turned ? turned_width(width) : width, work, [&](const PooledRoi& roi) {
+    Pool::template pool<true, false>(
+        *piece, turned ? turned_width(width) : width, work, grad_out, [&](const PooledRoi& roi) {
           if (turned) {
             sums.close(first_row_of_band(params, roi));
             sums.open(roi.y.cells().end);
