@@ -117,6 +117,9 @@ class TurnedMap {
       if (ready) continue;
       ready = 1;
       const int64_t x = piece * kPiece;
+      // More planes than the hardware follows by itself.
+      const T* ahead = planes_ + y * width_ + x + kAhead * kPiece;
+      for (int64_t c = 0; c < lanes_; ++c) __builtin_prefetch(ahead + c * cells_of_plane_);
       Block::gather(planes_ + y * width_ + x, cells_of_plane_, lanes_, std::min(kPiece, width_ - x),
                     cells_ + y * row_stride() + x * Block::kChannels);
     }
@@ -127,6 +130,7 @@ class TurnedMap {
 
  private:
   static constexpr int64_t kPiece = 16;  // a cache line of a plane of floats
+  static constexpr int64_t kAhead = 6;   // pieces that are fetched ahead
 
   const T* planes_ = nullptr;
   int64_t cells_of_plane_ = 0, width_ = 0, lanes_ = 0, pieces_ = 0;

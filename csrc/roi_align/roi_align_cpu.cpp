@@ -7,6 +7,7 @@
 #include "common/channel_block.h"
 #include "common/isa.h"
 #include "common/lanes.h"
+#include "common/stream.h"
 #include "roi_align/roi_align.h"
 #include "roi_align/roi_align_plan.h"
 #include "roi_align/roi_align_planar.h"
@@ -142,6 +143,7 @@ template <class T>
 struct TurnedWorkspace {
   std::tuple<TurnedMap<T, 32>, TurnedMap<T, 64>> maps;  // one of them is used
   Scratch<acc_t<T>> sums, bins;
+  Scratch<T> result;
 };
 
 template <class T, Isa kIsa>
@@ -162,6 +164,8 @@ struct AlignTurned {
     map.reset(planes, level.height, level.width, lanes);
     A* sums = work->sums.reserve(plan->most_columns() * Block::kChannels);
     A* found = work->bins.reserve(bins * Block::kChannels);
+    const bool streamed = worth_streaming<T>(params->num_rois * size);
+    T* aside = streamed ? work->result.reserve(bins * Block::kChannels) : nullptr;
     const typename Channels::Strides strides{map.row_stride(), Block::kChannels};
     int64_t windows = 0, opened = level.height;
     for (int64_t i = first; i < last; ++i) {
@@ -180,12 +184,15 @@ struct AlignTurned {
       }
       T* result = out + roi.index * size;
       // The result's lines, for writing, while the cells are summed.
-      for (int64_t k = 0; k < lanes * bins; k += kLine) __builtin_prefetch(result + k, 1);
+      for (int64_t k = 0; aside == nullptr && k < lanes * bins; k += kLine)
+        __builtin_prefetch(result + k, 1);
       Channels::template align<typename Channels::Vectors::Vector, 1>(
           roi, params->pooled_height, params->pooled_width, strides, map.cells(), sums, found,
           Block::kChannels);
-      Block::scatter(found, lanes, bins, result, bins);
+      Block::scatter(found, lanes, bins, aside == nullptr ? result : aside, bins);
+      if (aside != nullptr) stream(aside, lanes * bins, result);
     }
+    if (aside != nullptr) finish_streams();
   }
 };
 

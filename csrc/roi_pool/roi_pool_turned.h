@@ -9,6 +9,7 @@
 #include "common/channel_block.h"
 #include "common/isa.h"
 #include "common/lanes.h"
+#include "common/stream.h"
 #include "roi_pool/roi_pool.h"
 #include "roi_pool/roi_pool_channels.h"
 #include "roi_pool/roi_pool_plan.h"
@@ -38,6 +39,7 @@ struct PoolWorkspace {
   std::tuple<TurnedMap<T, 32>, TurnedMap<T, 64>> maps;  // one of them is used
   PoolScratch<acc_t<T>> pool;
   Scratch<acc_t<T>> rows, bins, sums;
+  Scratch<T> result;
 };
 
 template <class T, Isa kIsa>
@@ -61,7 +63,7 @@ struct PoolTurned {
 
   // Calls consume(roi) for each RoI of a piece when what it finds is in work->pool.found.
   // `row_cells`: see PoolChannels. `results` [R, C, PH, PW] is what consume reads or writes
-  // (kWritten): a RoI's part is fetched while its cells are searched.
+  // (kWritten): a RoI's part is fetched while its cells are searched; nullptr for none.
   template <bool kIndexed, bool kWritten, class Element, class Consume>
   static void pool(const PoolPiece<T>& piece, int64_t row_cells, PoolWorkspace<T>* work,
                    Element* results, const Consume& consume) {
@@ -94,9 +96,9 @@ struct PoolTurned {
         return some_rows;
       };
       constexpr int64_t kLine = 64 / sizeof(T);
-      Element* result = results + piece.offset(roi->index, piece.bins());
-      for (int64_t k = 0; k < piece.lanes * piece.bins(); k += kLine)
-        __builtin_prefetch(result + k, kWritten ? 1 : 0);
+      const int64_t first = piece.offset(roi->index, piece.bins());
+      for (int64_t k = 0; results != nullptr && k < piece.lanes * piece.bins(); k += kLine)
+        __builtin_prefetch(results + first + k, kWritten ? 1 : 0);
       Channels::template find<kIndexed>(*roi, rows, turned ? height : kRows,
                                         {row_stride, Block::kChannels}, row_cells, &work->pool.line,
                                         &work->pool.found);
@@ -112,19 +114,29 @@ struct TurnedForward {
 
   // Values of another map where the largest cells are; where that is null, the cells themselves.
   static void run(const PoolPiece<T>* piece, const T* values, PoolWorkspace<T>* work, T* out) {
-    const int64_t bins = piece->bins();
+    const int64_t bins = piece->bins(), lanes = piece->lanes;
     auto* results = work->bins.reserve(bins * Block::kChannels);
+    const RoiPoolParams<acc_t<T>>& params = *piece->params;
+    const bool streamed = worth_streaming<T>(params.num_rois * params.channels * bins);
+    T* aside = streamed ? work->result.reserve(bins * Block::kChannels) : nullptr;
+    T* written = streamed ? nullptr : out;
     const auto write = [&](const PooledRoi& roi) {
+      T* result = out + piece->offset(roi.index, bins);
       Pool::Channels::write(roi, work->pool.found, results, Block::kChannels);
-      Block::scatter(results, piece->lanes, bins, out + piece->offset(roi.index, bins), bins);
+      Block::scatter(results, lanes, bins, streamed ? aside : result, bins);
+      if (streamed) stream(aside, lanes * bins, result);
     };
-    if (values == nullptr) return Pool::template pool<false, true>(*piece, 0, work, out, write);
-    Pool::template pool<true, true>(
-        *piece, piece->params->width, work, out, [&](const PooledRoi& roi) {
-          Pool::Channels::pick(roi, piece->lanes, values + piece->offset(roi.image, piece->cells()),
-                               {piece->cells(), 1}, &work->pool.found);
-          write(roi);
-        });
+    if (values == nullptr) {
+      Pool::template pool<false, true>(*piece, 0, work, written, write);
+    } else {
+      Pool::template pool<true, true>(
+          *piece, params.width, work, written, [&](const PooledRoi& roi) {
+            Pool::Channels::pick(roi, lanes, values + piece->offset(roi.image, piece->cells()),
+                                 {piece->cells(), 1}, &work->pool.found);
+            write(roi);
+          });
+    }
+    if (streamed) finish_streams();
   }
 };
 
