@@ -110,16 +110,16 @@ class TurnedMap {
     ready_.assign(height * pieces_, 0);
   }
 
-  // Makes the cells [begin, end) of row y, at least one.
-  void require(int64_t y, int64_t begin, int64_t end) {
+  // Makes the cells [begin, end) of row y, at least one. `ahead`: those behind them are next.
+  void require(int64_t y, int64_t begin, int64_t end, bool ahead) {
     for (int64_t piece = begin / kPiece; piece <= (end - 1) / kPiece; ++piece) {
       char& ready = ready_[y * pieces_ + piece];
       if (ready) continue;
       ready = 1;
       const int64_t x = piece * kPiece;
       // More planes than the hardware follows by itself.
-      const T* ahead = planes_ + y * width_ + x + kAhead * kPiece;
-      for (int64_t c = 0; c < lanes_; ++c) __builtin_prefetch(ahead + c * cells_of_plane_);
+      const T* next = planes_ + y * width_ + x + kAhead * kPiece;
+      for (int64_t c = 0; ahead && c < lanes_; ++c) __builtin_prefetch(next + c * cells_of_plane_);
       Block::gather(planes_ + y * width_ + x, cells_of_plane_, lanes_, std::min(kPiece, width_ - x),
                     cells_ + y * row_stride() + x * Block::kChannels);
     }

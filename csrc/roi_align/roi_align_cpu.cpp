@@ -187,7 +187,7 @@ struct AlignTurned {
     map.reset(planes, level.height, level.width, lanes);
     A* sums = work->sums.reserve(kRowsTogether * plan->most_columns() * Block::kChannels);
     A* found = work->bins.reserve(bins * Block::kChannels);
-    const bool streamed = worth_streaming<T>(params->num_rois * size);
+    const bool streamed = worth_streaming<T>(params->num_rois * size, lanes * bins);
     T* aside = streamed ? work->result.reserve(bins * Block::kChannels) : nullptr;
     const typename Channels::Strides strides{map.row_stride(), Block::kChannels};
     int64_t windows = 0, opened = level.height;
@@ -201,9 +201,9 @@ struct AlignTurned {
     for (int64_t i = first; i < last; ++i) {
       const PlannedRoi<A>& roi = (*plan)[i];
       if (whole) {
-        for (; opened <= roi.rows.back(); ++opened) map.require(opened, 0, level.width);
+        for (; opened <= roi.rows.back(); ++opened) map.require(opened, 0, level.width, true);
       } else {
-        for (const int64_t y : roi.rows) map.require(y, roi.x_begin(), roi.x_end());
+        for (const int64_t y : roi.rows) map.require(y, roi.x_begin(), roi.x_end(), false);
       }
       T* result = out + roi.index * size;
       // The result's lines, for writing, while the cells are summed.

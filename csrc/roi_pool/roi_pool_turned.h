@@ -85,8 +85,8 @@ struct PoolTurned {
       }
       if (turned && x.begin < x.end) {
         // Whole rows one after the other are read several times faster than windows.
-        for (; whole && opened < y.end; ++opened) map.require(opened, 0, width);
-        for (int64_t i = y.begin; !whole && i < y.end; ++i) map.require(i, x.begin, x.end);
+        for (; whole && opened < y.end; ++opened) map.require(opened, 0, width, true);
+        for (int64_t i = y.begin; !whole && i < y.end; ++i) map.require(i, x.begin, x.end, false);
       }
       const auto rows = [&](CellRange some) -> const A* {
         if (turned) return map.cells() + some.begin * row_stride;
@@ -117,7 +117,8 @@ struct TurnedForward {
     const int64_t bins = piece->bins(), lanes = piece->lanes;
     auto* results = work->bins.reserve(bins * Block::kChannels);
     const RoiPoolParams<acc_t<T>>& params = *piece->params;
-    const bool streamed = worth_streaming<T>(params.num_rois * params.channels * bins);
+    const bool streamed =
+        worth_streaming<T>(params.num_rois * params.channels * bins, lanes * bins);
     T* aside = streamed ? work->result.reserve(bins * Block::kChannels) : nullptr;
     T* written = streamed ? nullptr : out;
     const auto write = [&](const PooledRoi& roi) {
