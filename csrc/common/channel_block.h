@@ -110,13 +110,16 @@ class TurnedMap {
     ready_.assign(height * pieces_, 0);
   }
 
-  // Makes the cells [begin, end) of row y, at least one.
-  void require(int64_t y, int64_t begin, int64_t end) {
+  // Makes the cells [begin, end) of row y, at least one. `ahead`: those behind them are next.
+  void require(int64_t y, int64_t begin, int64_t end, bool ahead) {
     for (int64_t piece = begin / kPiece; piece <= (end - 1) / kPiece; ++piece) {
       char& ready = ready_[y * pieces_ + piece];
       if (ready) continue;
       ready = 1;
       const int64_t x = piece * kPiece;
+      // More planes than the hardware follows by itself.
+      const T* next = planes_ + y * width_ + x + kAhead * kPiece;
+      for (int64_t c = 0; ahead && c < lanes_; ++c) __builtin_prefetch(next + c * cells_of_plane_);
       Block::gather(planes_ + y * width_ + x, cells_of_plane_, lanes_, std::min(kPiece, width_ - x),
                     cells_ + y * row_stride() + x * Block::kChannels);
     }
@@ -127,6 +130,7 @@ class TurnedMap {
 
  private:
   static constexpr int64_t kPiece = 16;  // a cache line of a plane of floats
+  static constexpr int64_t kAhead = 6;   // pieces that are fetched ahead
 
   const T* planes_ = nullptr;
   int64_t cells_of_plane_ = 0, width_ = 0, lanes_ = 0, pieces_ = 0;
@@ -137,10 +141,10 @@ class TurnedMap {
 
 // Sums of a turned map, made row by row from above: a row begins when it is opened, as 0 or as what
 // `planes` holds, and is written there when it is closed.
-template <class A>
+template <class A, int kBytes = 32>
 class TurnedSums {
  public:
-  using Block = ChannelBlock<A>;
+  using Block = ChannelBlock<A, kBytes>;
 
   // `lanes` planes from `planes` on; `cells` has room for `height` rows of the turned map.
   TurnedSums(A* planes, int64_t height, int64_t width, int64_t lanes, bool clear, A* cells)

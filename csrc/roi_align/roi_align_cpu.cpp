@@ -7,6 +7,7 @@
 #include "common/channel_block.h"
 #include "common/isa.h"
 #include "common/lanes.h"
+#include "common/stream.h"
 #include "roi_align/roi_align.h"
 #include "roi_align/roi_align_plan.h"
 #include "roi_align/roi_align_planar.h"
@@ -17,6 +18,8 @@ namespace {
 
 // RoIs a task.
 constexpr int64_t kPlanarRois = 512, kInterleavedRois = 4;
+// Rows of bins of a RoI at a time: heads take 7 or 14.
+constexpr int kRowsTogether = 7;
 
 // [B, H, W, C], or a block of channels of [B, C, H, W]: whole vectors of channels at a time. For
 // each row of bins first the sums over y, of each column that the RoI touches, then those over x.
@@ -66,30 +69,51 @@ struct AlignChannels {
   }
 
   // The bins of one RoI, `stride` elements apart. `sums` has room for as many channels of each
-  // column that the RoI touches.
+  // column that the RoI touches, kRowsTogether times.
   template <class V, int kVectors, class T, class Out>
   static void align(const PlannedRoi<A>& roi, int64_t pooled_height, int64_t pooled_width,
                     Strides strides, const T* map, A* sums, Out* out, int64_t stride) {
-    constexpr int64_t kLanes = sizeof(V) / sizeof(A);
+    // Of several vectors of channels the sums over x need not wait for each other.
+    constexpr int kMost = kVectors == 1 ? kRowsTogether : 1;
+    const int64_t row = pooled_width * stride;
+    int64_t ph = 0;
+    for (; ph + kMost <= pooled_height; ph += kMost)
+      align_rows<V, kVectors, kMost>(roi, ph, pooled_width, strides, map, sums, out + ph * row,
+                                     stride);
+    for (; kMost > 1 && ph < pooled_height; ++ph)
+      align_rows<V, kVectors, 1>(roi, ph, pooled_width, strides, map, sums, out + ph * row, stride);
+  }
+
+  // kRows rows of bins from ph on.
+  template <class V, int kVectors, int kRows, class T, class Out>
+  static void align_rows(const PlannedRoi<A>& roi, int64_t ph, int64_t pooled_width,
+                         Strides strides, const T* map, A* sums, Out* out, int64_t stride) {
+    constexpr int64_t kLanes = sizeof(V) / sizeof(A), kCell = kVectors * kLanes;
     const A share = A(1) / roi.count;
-    for (int64_t ph = 0; ph < pooled_height; ++ph) {
-      sum_rows<V, kVectors>(roi, roi.row(ph), strides, map, sums);
-      for (int64_t pw = 0; pw < pooled_width; ++pw, out += stride) {
-        V totals[kVectors] = {};
-        for (const RoiCell<A>& x : roi.column(pw)) {
+    const int64_t line = static_cast<int64_t>(roi.columns.size()) * kCell;
+    for (int i = 0; i < kRows; ++i)
+      sum_rows<V, kVectors>(roi, roi.row(ph + i), strides, map, sums + i * line);
+    for (int64_t pw = 0; pw < pooled_width; ++pw, out += stride) {
+      V totals[kRows][kVectors] = {};
+      for (const RoiCell<A>& x : roi.column(pw)) {
+        for (int i = 0; i < kRows; ++i) {
           for (int v = 0; v < kVectors; ++v) {
             V sum;
-            Vectors::load(sums + (x.slot * kVectors + v) * kLanes, &sum);
-            totals[v] += x.weight * sum;
+            Vectors::load(sums + i * line + x.slot * kCell + v * kLanes, &sum);
+            totals[i][v] += x.weight * sum;
           }
         }
-        for (int v = 0; v < kVectors; ++v) Vectors::store(totals[v] * share, out + v * kLanes);
+      }
+      for (int i = 0; i < kRows; ++i) {
+        for (int v = 0; v < kVectors; ++v)
+          Vectors::store(totals[i][v] * share, out + i * pooled_width * stride + v * kLanes);
       }
     }
   }
 };
 
 constexpr int64_t kInterleavedVectors = 8;  // of channels at a time, at most
+static_assert(kRowsTogether <= kInterleavedVectors, "the room for sums is for either");
 
 template <class T>
 struct InterleavedWorkspace {
@@ -142,6 +166,7 @@ template <class T>
 struct TurnedWorkspace {
   std::tuple<TurnedMap<T, 32>, TurnedMap<T, 64>> maps;  // one of them is used
   Scratch<acc_t<T>> sums, bins;
+  Scratch<T> result;
 };
 
 template <class T, Isa kIsa>
@@ -160,8 +185,10 @@ struct AlignTurned {
     const int64_t bins = params->pooled_height * params->pooled_width;
     auto& map = std::get<TurnedMap<T, kBytes>>(work->maps);
     map.reset(planes, level.height, level.width, lanes);
-    A* sums = work->sums.reserve(plan->most_columns() * Block::kChannels);
+    A* sums = work->sums.reserve(kRowsTogether * plan->most_columns() * Block::kChannels);
     A* found = work->bins.reserve(bins * Block::kChannels);
+    const bool streamed = worth_streaming<T>(params->num_rois * size, lanes * bins);
+    T* aside = streamed ? work->result.reserve(bins * Block::kChannels) : nullptr;
     const typename Channels::Strides strides{map.row_stride(), Block::kChannels};
     int64_t windows = 0, opened = level.height;
     for (int64_t i = first; i < last; ++i) {
@@ -174,18 +201,21 @@ struct AlignTurned {
     for (int64_t i = first; i < last; ++i) {
       const PlannedRoi<A>& roi = (*plan)[i];
       if (whole) {
-        for (; opened <= roi.rows.back(); ++opened) map.require(opened, 0, level.width);
+        for (; opened <= roi.rows.back(); ++opened) map.require(opened, 0, level.width, true);
       } else {
-        for (const int64_t y : roi.rows) map.require(y, roi.x_begin(), roi.x_end());
+        for (const int64_t y : roi.rows) map.require(y, roi.x_begin(), roi.x_end(), false);
       }
       T* result = out + roi.index * size;
       // The result's lines, for writing, while the cells are summed.
-      for (int64_t k = 0; k < lanes * bins; k += kLine) __builtin_prefetch(result + k, 1);
+      for (int64_t k = 0; aside == nullptr && k < lanes * bins; k += kLine)
+        __builtin_prefetch(result + k, 1);
       Channels::template align<typename Channels::Vectors::Vector, 1>(
           roi, params->pooled_height, params->pooled_width, strides, map.cells(), sums, found,
           Block::kChannels);
-      Block::scatter(found, lanes, bins, result, bins);
+      Block::scatter(found, lanes, bins, aside == nullptr ? result : aside, bins);
+      if (aside != nullptr) stream(aside, lanes * bins, result);
     }
+    if (aside != nullptr) finish_streams();
   }
 };
 

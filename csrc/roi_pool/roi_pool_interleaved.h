@@ -4,112 +4,91 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <type_traits>
 
+#include "common/isa.h"
 #include "common/lanes.h"
 #include "common/scalar.h"
 #include "roi_pool/roi_pool.h"
 #include "roi_pool/roi_pool_channels.h"
+#include "roi_pool/roi_pool_plan.h"
 
 namespace pydet {
 namespace cpu {
 
 // Whole vectors of channels as they lie in a cell, some at a time.
-template <class T>
+template <class T, Isa kIsa>
 struct PoolInterleaved {
   using A = acc_t<T>;
-  using Vector = typename Lanes<A>::Vector;
-  static constexpr int64_t kLanes = Lanes<A>::kCount;
-  static constexpr int kMany = 2;  // a cache line
+  using Vectors = Lanes<A, vector_bytes(kIsa)>;
+  using Vector = typename Vectors::Vector;
+  static constexpr int kMany = vector_bytes(kIsa) / 16;  // by measurement
 
-  // Calls consume(bin, channel, best) for each bin of a RoI and each vector of the channels
-  // [begin, end), or each of the last few.
-  template <bool kIndexed, class Consume>
-  static void pool(const RoiPoolParams<A>& params, const RoiPoolPlace<A>& place, int64_t begin,
-                   int64_t end, const T* input, BestCells<A>* line, const Consume& consume) {
+  // Calls body(channels, c) for the channels [begin, end): PoolChannels and the first of them.
+  template <class Body>
+  static void for_each_channels(int64_t begin, int64_t end, const Body& body) {
+    constexpr int64_t kLanes = Vectors::kCount;
     int64_t c = begin;
     for (; c + kMany * kLanes <= end; c += kMany * kLanes)
-      pool_from<Vector, kMany, kIndexed>(params, place, c, input, line, consume);
-    for (; c + kLanes <= end; c += kLanes)
-      pool_from<Vector, 1, kIndexed>(params, place, c, input, line, consume);
-    for (; c < end; ++c) pool_from<A, 1, kIndexed>(params, place, c, input, line, consume);
+      body(PoolChannels<A, Vector, kMany>{}, c);
+    for (; c + kLanes <= end; c += kLanes) body(PoolChannels<A, Vector, 1>{}, c);
+    for (; c < end; ++c) body(PoolChannels<A, A, 1>{}, c);
   }
 
-  // The results of RoI r.
-  static void forward(const RoiPoolParams<A>* params, int64_t r, const T* input, const T* values,
-                      BestCells<A>* line, T* out) {
-    const RoiPoolPlace<A> place = roi_pool_place(*params, r);
-    const int64_t channels = params->channels, row = params->width * channels;
-    T* result = out + r * params->pooled_height * params->pooled_width * channels;
-    if (values == nullptr) {
-      pool<false>(*params, place, 0, channels, input, line,
-                  [&](int64_t bin, int64_t c, const auto& best) {
-                    Lanes<A>::store(best.value, result + bin * channels + c);
-                  });
-      return;
-    }
-    const T* map = values + std::max<int64_t>(place.image, 0) * params->height * row;
-    pool<true>(*params, place, 0, channels, input, line,
-               [&](int64_t bin, int64_t c, const auto& best) {
-                 for_each_cell(best, [&](int64_t lane, int64_t cell) {
-                   store(result + bin * channels + c + lane,
-                         cell < 0 ? A(0) : load(map + cell * channels + c + lane));
-                 });
-               });
-  }
-
-  // Adds the gradients of RoIs [begin, end) of an order, of one image, in channels [first, last).
-  static void backward(const RoiPoolParams<A>* params, const int64_t* begin, const int64_t* end,
-                       int64_t first, int64_t last, const T* input, const T* grad_out,
-                       BestCells<A>* line, A* map) {
-    const int64_t channels = params->channels;
-    for (; begin < end; ++begin) {
-      const T* grad = grad_out + *begin * params->pooled_height * params->pooled_width * channels;
-      pool<true>(*params, roi_pool_place(*params, *begin), first, last, input, line,
-                 [&](int64_t bin, int64_t c, const auto& best) {
-                   for_each_cell(best, [&](int64_t lane, int64_t cell) {
-                     if (cell >= 0)
-                       map[cell * channels + c + lane] += load(grad + bin * channels + c + lane);
-                   });
-                 });
-    }
-  }
-
- private:
-  template <class V, int kVectors, bool kIndexed, class Consume>
-  static void pool_from(const RoiPoolParams<A>& params, const RoiPoolPlace<A>& place, int64_t c,
-                        const T* input, BestCells<A>* line, const Consume& consume) {
+  template <bool kIndexed, class Channels>
+  static void find(Channels, const RoiPoolParams<A>& params, const PooledRoi& roi, const T* map,
+                   PoolScratch<A>* work) {
     const int64_t row = params.width * params.channels;
-    const T* map = input + std::max<int64_t>(place.image, 0) * params.height * row + c;
-    PoolChannels<A, V, kVectors>::template pool<kIndexed>(
-        params, place, [&](CellRange some, CellRange) { return map + some.begin * row; },
-        params.height, {row, params.channels}, params.width, line,
-        [&](int64_t bin, int v, const auto& best) { consume(bin, c + v * best.kLanes, best); });
-  }
-
-  template <class V, class Visit>
-  static void for_each_cell(const BestCell<A, V>& best, const Visit& visit) {
-    if constexpr (std::is_same_v<V, A>) {
-      visit(0, best.cell);
-    } else {
-      for (int64_t lane = 0; lane < kLanes; ++lane) visit(lane, best.cell[lane]);
-    }
+    Channels::template find<kIndexed>(
+        roi, [&](CellRange y) { return map + y.begin * row; }, params.height,
+        {row, params.channels}, params.width, &work->line, &work->found);
   }
 };
 
-template <class T>
+template <class T, Isa kIsa>
 struct InterleavedForward {
-  template <class... Args>
-  static void run(Args... args) {
-    PoolInterleaved<T>::forward(args...);
+  using A = acc_t<T>;
+  using Pool = PoolInterleaved<T, kIsa>;
+
+  // The results of a RoI. Values of another map where the largest cells are; where that is null,
+  // the cells themselves.
+  static void run(const RoiPoolParams<A>* params, const PooledRoi* roi, const T* input,
+                  const T* values, PoolScratch<A>* work, T* out) {
+    const int64_t channels = params->channels;
+    const int64_t image =
+        std::max<int64_t>(roi->image, 0) * params->height * params->width * channels;
+    out += roi->index * roi->num_bins() * channels;
+    Pool::for_each_channels(0, channels, [&](auto some, int64_t c) {
+      const T* map = input + image + c;
+      if (values == nullptr) {
+        Pool::template find<false>(some, *params, *roi, map, work);
+      } else {
+        Pool::template find<true>(some, *params, *roi, map, work);
+        some.pick(*roi, some.kChannels, values + image + c, {1, channels}, &work->found);
+      }
+      some.write(*roi, work->found, out + c, channels);
+    });
   }
 };
 
-template <class T>
+template <class T, Isa kIsa>
 struct InterleavedBackward {
-  template <class... Args>
-  static void run(Args... args) {
-    PoolInterleaved<T>::backward(args...);
+  using A = acc_t<T>;
+  using Pool = PoolInterleaved<T, kIsa>;
+
+  // Adds the gradients of RoIs [begin, end), of one image, in channels [first, last).
+  static void run(const RoiPoolParams<A>* params, const PooledRoi* begin, const PooledRoi* end,
+                  int64_t first, int64_t last, const T* input, const T* grad_out,
+                  PoolScratch<A>* work, A* map) {
+    const int64_t channels = params->channels;
+    for (const PooledRoi* roi = begin; roi < end; ++roi) {
+      const T* image = input + roi->image * params->height * params->width * channels;
+      const T* grad = grad_out + roi->index * roi->num_bins() * channels;
+      Pool::for_each_channels(first, last, [&](auto some, int64_t c) {
+        Pool::template find<true>(some, *params, *roi, image + c, work);
+        some.add(*roi, some.kChannels, grad + c, channels, work->found,
+                 work->sums.reserve(roi->num_slots() * some.kChannels), map + c, {1, channels});
+      });
+    }
   }
 };
 
