@@ -12,7 +12,7 @@ namespace cpu {
 namespace {
 
 // Boxes a thread takes at a time.
-constexpr int64_t kGrain = 2048;
+constexpr int64_t kGrain = 1 << 14;
 // Anchors whose gradients are summed over the rows at a time, in the first-level cache.
 constexpr int64_t kBlock = 256;
 
