@@ -142,19 +142,29 @@ struct Workspace {
   }
 };
 
-// Suppresses within the group that begins at box `begin` of w.boxes.
+enum class Way { kPairs, kBits, kTree };
+
+// How the boxes of a group of so many are suppressed.
+Way way_for(int64_t count) {
+  // Without vectors the sets of bits are quicker for few boxes, too.
+  if (count <= kMostByPairs && active_isa() != Isa::kPortable) return Way::kPairs;
+  return count <= kMostByBits ? Way::kBits : Way::kTree;
+}
+
+// Suppresses within the group that begins at box `begin` of w.boxes. `plane`: for groups that take
+// bits.
 template <class T>
 void suppress_group(int64_t begin, const Group<acc_t<T>>& group,
                     const SuppressionRule<acc_t<T>>& rule, const PlaneBins<acc_t<T>>& plane,
                     Workspace<T>& w, int64_t worker) {
   using A = acc_t<T>;
-  // Without vectors the sets of bits are quicker for few boxes, too.
-  if (group.count <= kMostByPairs && active_isa() != Isa::kPortable) {
-    run_for_isa<SuppressByPairs, A>(&group, &rule);
-  } else if (group.count <= kMostByBits) {
-    run_on_best_isa<SuppressByBits<A>>(&group, &rule, &plane, &w.bits[worker]);
-  } else {
-    suppress_many(begin, group, rule, &w.trees);
+  switch (way_for(group.count)) {
+    case Way::kPairs:
+      return run_for_isa<SuppressByPairs, A>(&group, &rule);
+    case Way::kBits:
+      return run_on_best_isa<SuppressByBits<A>>(&group, &rule, &plane, &w.bits[worker]);
+    case Way::kTree:
+      return suppress_many(begin, group, rule, &w.trees);
   }
 }
 
@@ -173,7 +183,8 @@ void suppress(int64_t count, const NmsParams& p, const ScoreItem<acc_t<T>>* rank
     for (int64_t rank = 0; rank < count; ++rank) {
       w.boxes[rank] = load_box(boxes, ranked[rank].index);
     }
-    suppress_group(0, all, rule, PlaneBins<A>::of(count, all.boxes), w, 0);
+    const auto plane = PlaneBins<A>::of(way_for(count) == Way::kBits ? count : 0, all.boxes);
+    suppress_group(0, all, rule, plane, w, 0);
     return;
   }
   w.groups.find(count, [&](int64_t rank) { return idxs[ranked[rank].index]; });
@@ -181,7 +192,10 @@ void suppress(int64_t count, const NmsParams& p, const ScoreItem<acc_t<T>>* rank
   for (int64_t k = 0; k < count; ++k) {
     w.boxes[k] = load_box(boxes, ranked[members[k].index].index);
   }
-  const auto plane = PlaneBins<A>::of(count, all.boxes);
+  bool any_bits = false;
+  for (int64_t number = 0; number < w.groups.size(); ++number)
+    any_bits |= way_for(w.groups.count(number)) == Way::kBits;
+  const auto plane = PlaneBins<A>::of(any_bits ? count : 0, all.boxes);
   parallel_workers(static_cast<int64_t>(w.bits.size()), w.groups.size(), w.groups.grain(kGrain),
                    [&](int64_t worker, int64_t first, int64_t end) {
                      for (int64_t number = first; number < end; ++number) {
