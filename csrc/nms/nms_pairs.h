@@ -17,7 +17,7 @@
 namespace pydet {
 namespace cpu {
 
-// The better box of a pair is its key, the one that it hides its index.
+// The better box of a pair is its key, the one that it hides its index: numbers within the group.
 using HidingPair = PlaceItem;
 
 template <class A, Isa kIsa>
@@ -56,11 +56,11 @@ struct FindPairs {
   }
 };
 
-// All pairs of a tree that few of its boxes are part of; whether they are few.
+// All pairs of a tree, where they are few; else false, and *pairs means nothing.
 template <class A>
 bool find_few_pairs(const BoxTree<A>& tree, const SuppressionRule<A>& rule,
                     std::vector<HidingPair>* pairs) {
-  // A leaf, up to which finding all of them takes less time than striking out from box to box.
+  // So many a leaf: with more of them it takes less time to strike out from kept box to kept box.
   constexpr int64_t kFew = kBoundsLanes * 3 / 4;
   constexpr int64_t kSample = 16, kLeavesATask = 32;
   const int64_t sample = std::min(tree.num_leaves, kSample);
