@@ -42,14 +42,14 @@ struct SuppressByBits {
 };
 
 // Compares each kept box with all behind it: the least work for few boxes.
-constexpr int64_t kMostByPairs = 384;
+constexpr int64_t kMostByLeaves = 384;
 
 template <class A, Isa kIsa>
-struct SuppressByPairs {
+struct SuppressByLeaves {
   static void run(const Group<A>* group, const SuppressionRule<A>* rule) {
     const int64_t num_leaves = (group->count + kBoundsLanes - 1) / kBoundsLanes;
-    Leaf<A> leaves[kMostByPairs / kBoundsLanes];
-    uint32_t undecided[kMostByPairs / kBoundsLanes];
+    Leaf<A> leaves[kMostByLeaves / kBoundsLanes];
+    uint32_t undecided[kMostByLeaves / kBoundsLanes];
     for (int64_t number = 0; number < num_leaves; ++number) {
       const int64_t begin = number * kBoundsLanes, left = group->count - begin;
       Leaf<A>& leaf = leaves[number];
@@ -142,12 +142,12 @@ struct Workspace {
   }
 };
 
-enum class Way { kPairs, kBits, kTree };
+enum class Way { kLeaves, kBits, kTree };
 
 // How the boxes of a group of so many are suppressed.
 Way way_for(int64_t count) {
   // Without vectors the sets of bits are quicker for few boxes, too.
-  if (count <= kMostByPairs && active_isa() != Isa::kPortable) return Way::kPairs;
+  if (count <= kMostByLeaves && active_isa() != Isa::kPortable) return Way::kLeaves;
   return count <= kMostByBits ? Way::kBits : Way::kTree;
 }
 
@@ -159,8 +159,8 @@ void suppress_group(int64_t begin, const Group<acc_t<T>>& group,
                     Workspace<T>& w, int64_t worker) {
   using A = acc_t<T>;
   switch (way_for(group.count)) {
-    case Way::kPairs:
-      return run_for_isa<SuppressByPairs, A>(&group, &rule);
+    case Way::kLeaves:
+      return run_for_isa<SuppressByLeaves, A>(&group, &rule);
     case Way::kBits:
       return run_on_best_isa<SuppressByBits<A>>(&group, &rule, &plane, &w.bits[worker]);
     case Way::kTree:

@@ -63,7 +63,7 @@ void test_all_pairs(int64_t count, SuppressionOverlap overlap, double threshold)
   std::sort(pairs.begin(), pairs.end(), before);
   CHECK(!wanted.empty());
   CHECK(pairs.size() == wanted.size());
-  CHECK(std::equal(pairs.begin(), pairs.end(), wanted.begin(),
+  CHECK(std::equal(pairs.begin(), pairs.end(), wanted.begin(), wanted.end(),
                    [&](const auto& a, const auto& b) { return !before(a, b) && !before(b, a); }));
 }
 
