@@ -28,6 +28,14 @@ int64_t turned_block() {
   return vector_bytes(active_isa()) / static_cast<int64_t>(sizeof(A));
 }
 
+// The RoIs [begin, end) of a plan and the block of channels from `channel` on.
+template <class T>
+PoolPiece<T> piece_of(const RoiPoolParams<acc_t<T>>& params, const PooledRoi* begin,
+                      const PooledRoi* end, int64_t channel, const T* input) {
+  const int64_t lanes = std::min(turned_block<acc_t<T>>(), params.channels - channel);
+  return {&params, begin, end, channel, lanes, input};
+}
+
 template <class T>
 void pool_interleaved(const RoiPoolParams<acc_t<T>>& params, const T* input, const T* values,
                       T* out) {
@@ -50,12 +58,7 @@ void pool_planar(const RoiPoolParams<acc_t<T>>& params, const T* input, const T*
       threads_of(params), blocks * chunks, [&](PoolWorkspace<T>& work, int64_t task) {
         const int64_t begin = task % chunks * kRois, end = std::min(begin + kRois, params.num_rois);
         const int64_t channel = task / chunks * block;
-        const PoolPiece<T> piece{&params,
-                                 plan.at(begin),
-                                 plan.at(end),
-                                 channel,
-                                 std::min(block, params.channels - channel),
-                                 input};
+        const PoolPiece<T> piece = piece_of(params, plan.at(begin), plan.at(end), channel, input);
         run_for_isa<TurnedForward, T>(&piece, values, &work, out);
       });
 }
@@ -94,12 +97,8 @@ void backward_planar(const RoiPoolParams<acc_t<T>>& params, const T* input, cons
   parallel_tasks<PoolWorkspace<T>>(
       threads_of(params), params.batch * blocks, [&](PoolWorkspace<T>& work, int64_t task) {
         const int64_t image = task / blocks, channel = task % blocks * block;
-        const PoolPiece<T> piece{&params,
-                                 plan.begin_of(image),
-                                 plan.end_of(image),
-                                 channel,
-                                 std::min(block, params.channels - channel),
-                                 input};
+        const PoolPiece<T> piece =
+            piece_of(params, plan.begin_of(image), plan.end_of(image), channel, input);
         run_for_isa<TurnedBackward, T>(
             &piece, grad_out, &work,
             grad_input + piece.offset(image, params.height * params.width));
