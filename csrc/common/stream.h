@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "common/channel_block.h"
+
 #if defined(__x86_64__)
 #include <emmintrin.h>
 #endif
@@ -12,38 +14,53 @@
 namespace pydet {
 namespace cpu {
 
-constexpr int64_t kStreamLine = 64;
-
-// Whether to stream results of `count` elements, of which pieces of `piece` are made at a time:
-// they are whole lines, and in no cache when they are read, however they are written.
+// Writes a result that is made piece by piece. Above 32 MiB, and where pieces are whole lines, they
+// are made aside and copied past the caches: the memory's lines are not read before they are
+// written, and what is in the caches stays. The result would be in no cache anyway when it is read.
 template <class T>
-bool worth_streaming(int64_t count, int64_t piece) {
-  constexpr int64_t kSize = sizeof(T);
-  return count * kSize > int64_t{32} << 20 && piece * kSize % kStreamLine == 0;
-}
-
-// Copies `count` elements past the caches: the memory's lines are not read before they are written,
-// and what is in the caches stays. finish_streams() comes before another thread may read them.
-template <class T>
-void stream(const T* from, int64_t count, T* to) {
-#if defined(__x86_64__)
-  constexpr int64_t kPart = sizeof(__m128i);
-  const int64_t bytes = count * static_cast<int64_t>(sizeof(T));
-  if (reinterpret_cast<uintptr_t>(to) % kStreamLine == 0 && bytes % kStreamLine == 0) {
-    for (int64_t i = 0; i < bytes / kPart; ++i)
-      _mm_stream_si128(reinterpret_cast<__m128i*>(to) + i,
-                       _mm_loadu_si128(reinterpret_cast<const __m128i*>(from) + i));
-    return;
+class PieceWriter {
+ public:
+  // For a result of `count` elements in pieces of `piece`.
+  PieceWriter(int64_t count, int64_t piece, Scratch<T>* scratch) : piece_(piece) {
+    constexpr int64_t kSize = sizeof(T);
+    const bool large = count * kSize > int64_t{32} << 20;
+    if (large && piece * kSize % kLine == 0) aside_ = scratch->reserve(piece);
   }
-#endif
-  std::copy_n(from, count, to);
-}
+  PieceWriter(const PieceWriter&) = delete;
+  PieceWriter& operator=(const PieceWriter&) = delete;
 
-inline void finish_streams() {
+  ~PieceWriter() {
 #if defined(__x86_64__)
-  _mm_sfence();
+    if (aside_ != nullptr) _mm_sfence();  // before another thread may read the result
 #endif
-}
+  }
+
+  // Whether pieces are made where they belong.
+  bool in_place() const { return aside_ == nullptr; }
+
+  // Calls make(memory), which makes the piece that belongs at `to`.
+  template <class Make>
+  void write(T* to, const Make& make) const {
+    if (in_place()) return make(to);
+    make(aside_);
+#if defined(__x86_64__)
+    if (reinterpret_cast<uintptr_t>(to) % kLine == 0) {
+      constexpr int64_t kPart = sizeof(__m128i);
+      for (int64_t i = 0; i < piece_ * static_cast<int64_t>(sizeof(T)) / kPart; ++i)
+        _mm_stream_si128(reinterpret_cast<__m128i*>(to) + i,
+                         _mm_load_si128(reinterpret_cast<const __m128i*>(aside_) + i));
+      return;
+    }
+#endif
+    std::copy_n(aside_, piece_, to);
+  }
+
+ private:
+  static constexpr int64_t kLine = 64;
+
+  int64_t piece_;
+  T* aside_ = nullptr;
+};
 
 }  // namespace cpu
 }  // namespace pydet

@@ -187,8 +187,7 @@ struct AlignTurned {
     map.reset(planes, level.height, level.width, lanes);
     A* sums = work->sums.reserve(kRowsTogether * plan->most_columns() * Block::kChannels);
     A* found = work->bins.reserve(bins * Block::kChannels);
-    const bool streamed = worth_streaming<T>(params->num_rois * size, lanes * bins);
-    T* aside = streamed ? work->result.reserve(bins * Block::kChannels) : nullptr;
+    const PieceWriter<T> writer(params->num_rois * size, lanes * bins, &work->result);
     const typename Channels::Strides strides{map.row_stride(), Block::kChannels};
     int64_t windows = 0, opened = level.height;
     for (int64_t i = first; i < last; ++i) {
@@ -207,15 +206,13 @@ struct AlignTurned {
       }
       T* result = out + roi.index * size;
       // The result's lines, for writing, while the cells are summed.
-      for (int64_t k = 0; aside == nullptr && k < lanes * bins; k += kLine)
+      for (int64_t k = 0; writer.in_place() && k < lanes * bins; k += kLine)
         __builtin_prefetch(result + k, 1);
       Channels::template align<typename Channels::Vectors::Vector, 1>(
           roi, params->pooled_height, params->pooled_width, strides, map.cells(), sums, found,
           Block::kChannels);
-      Block::scatter(found, lanes, bins, aside == nullptr ? result : aside, bins);
-      if (aside != nullptr) stream(aside, lanes * bins, result);
+      writer.write(result, [&](T* to) { Block::scatter(found, lanes, bins, to, bins); });
     }
-    if (aside != nullptr) finish_streams();
   }
 };
 

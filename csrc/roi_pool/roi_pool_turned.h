@@ -117,15 +117,13 @@ struct TurnedForward {
     const int64_t bins = piece->bins(), lanes = piece->lanes;
     auto* results = work->bins.reserve(bins * Block::kChannels);
     const RoiPoolParams<acc_t<T>>& params = *piece->params;
-    const bool streamed =
-        worth_streaming<T>(params.num_rois * params.channels * bins, lanes * bins);
-    T* aside = streamed ? work->result.reserve(bins * Block::kChannels) : nullptr;
-    T* written = streamed ? nullptr : out;
+    const PieceWriter<T> writer(params.num_rois * params.channels * bins, lanes * bins,
+                                &work->result);
+    T* written = writer.in_place() ? out : nullptr;
     const auto write = [&](const PooledRoi& roi) {
-      T* result = out + piece->offset(roi.index, bins);
       Pool::Channels::write(roi, work->pool.found, results, Block::kChannels);
-      Block::scatter(results, lanes, bins, streamed ? aside : result, bins);
-      if (streamed) stream(aside, lanes * bins, result);
+      writer.write(out + piece->offset(roi.index, bins),
+                   [&](T* to) { Block::scatter(results, lanes, bins, to, bins); });
     };
     if (values == nullptr) {
       Pool::template pool<false, true>(*piece, 0, work, written, write);
@@ -137,7 +135,6 @@ struct TurnedForward {
             write(roi);
           });
     }
-    if (streamed) finish_streams();
   }
 };
 
