@@ -284,3 +284,16 @@ def test_the_backward_protects_itself():
         torch.ops.pydet.roi_pool_backward(torch.zeros(1, 3, 2, 1), MAP, BOXES, 1.0, 2, 2)
     with pytest.raises(ValueError, match="values must have the shape"):
         torch.ops.pydet.roi_pool_gather(MAP[:1], MAP, BOXES, 1.0, 2, 2)
+
+
+@pytest.mark.large
+@pytest.mark.parametrize("op", [ops.roi_pool, ops.roi_align])
+@pytest.mark.parametrize("channels", [300, 301])
+def test_large_results_equal_their_parts(device, op, channels):
+    """Above 32 MiB the CPU kernels write whole cache lines past the caches."""
+    maps = feature_map(0, 1, channels, 12, 13).float().to(device)
+    corners = torch.rand(160, 2, generator=torch.Generator().manual_seed(1)) * 8
+    boxes = torch.cat([torch.zeros(160, 1), corners, corners + 4], 1).to(device)
+    whole = op(maps, boxes, 14)
+    assert whole.nbytes > 2**25
+    assert torch.equal(whole, torch.cat([op(maps, part, 14) for part in boxes.split(16)]))
