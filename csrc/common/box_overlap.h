@@ -17,6 +17,7 @@
 #include "common/host_device.h"
 #include "common/math.h"
 #include "common/scalar.h"
+#include "common/sums.h"
 
 namespace pydet {
 
@@ -24,14 +25,17 @@ enum class Overlap { kIou, kGeneralized, kDistance, kComplete };
 
 // How the losses and the pairwise functions differ (both as torchvision's). A loss adds eps to the
 // areas that it divides by, gives boxes that only touch no gradient of the intersection, and does
-// not hold the sides of the enclosing box (negative for inverted boxes) at 0.
-template <Overlap kOverlapOf, bool kLossOf>
+// not hold the sides of the enclosing box (negative for inverted boxes) at 0. kProper: for pairs
+// of a box that has_area with one that is not_inverted, which need no care for denominators of 0.
+template <Overlap kOverlapOf, bool kLossOf, bool kProperPairs = false>
 struct OverlapKind {
   static constexpr Overlap kOverlap = kOverlapOf;
   static constexpr bool kLoss = kLossOf;
+  static constexpr bool kProper = kProperPairs;
   static constexpr bool kHasDistance =
       kOverlapOf == Overlap::kDistance || kOverlapOf == Overlap::kComplete;
   static constexpr bool kHasAngle = kOverlapOf == Overlap::kComplete;
+  using Proper = OverlapKind<kOverlapOf, kLossOf, true>;
 };
 
 // Calls body(kind) with the kind as a type.
@@ -65,6 +69,12 @@ struct MeasuredBox {
 template <class A>
 PYDET_HOST_DEVICE A quotient(A numerator, A denominator) {
   return denominator == A(0) ? A(0) : numerator / denominator;
+}
+
+template <class Kind, class A>
+PYDET_HOST_DEVICE A pair_quotient(A numerator, A denominator) {
+  if constexpr (Kind::kProper) return numerator / denominator;
+  return quotient(numerator, denominator);
 }
 
 // 1 / x, or 0 where x is so near 0 that the inverse is not finite.
@@ -112,12 +122,25 @@ PYDET_HOST_DEVICE MeasuredBox<A> measure(const Box<A>& box) {
   return {box, area(box), angle};
 }
 
+// Where the first box of a pair has an area and the second is not inverted, no denominator is 0 and
+// no side of the box around them negative: rounding keeps the order of numbers, so the intersection
+// is at most either area, while union, enclosing box and squared diagonal are at least the first's
+// area. (The denominator of alpha takes an eps above 0.) NaN is neither.
+template <class A>
+PYDET_HOST_DEVICE bool has_area(const MeasuredBox<A>& a) {
+  return a.box.x2 > a.box.x1 && a.box.y2 > a.box.y1 && a.area > A(0);
+}
+template <class A>
+PYDET_HOST_DEVICE bool not_inverted(const Box<A>& box) {
+  return (box.x2 >= box.x1) & (box.y2 >= box.y1);
+}
+
 // A side of the intersection, 0 where there is none. It passes a gradient where boxes overlap and,
 // but for a loss, where they touch.
-template <class Kind, class A>
-PYDET_HOST_DEVICE A overlap_side(A side) {
+template <class Kind, class A, class Sums = PlainSums>
+PYDET_HOST_DEVICE A overlap_side(A side, const Sums& sums = {}) {
   if constexpr (Kind::kLoss) return side > A(0) ? side : A(0);
-  return positive_part(side);
+  return sums.positive_part(side);
 }
 
 // Width and height of the intersection and of the enclosing box, as they come (negative, too).
@@ -126,16 +149,16 @@ struct PairSides {
   A width, height, outer_width, outer_height;
 };
 
-template <class Kind, class A>
-PYDET_HOST_DEVICE PairSides<A> pair_sides(const Box<A>& a, const Box<A>& b) {
-  PairSides<A> s{shared_min_of(a.x2, b.x2) - shared_max_of(a.x1, b.x1),
-                 shared_min_of(a.y2, b.y2) - shared_max_of(a.y1, b.y1), A(0), A(0)};
+template <class Kind, class A, class Sums = PlainSums>
+PYDET_HOST_DEVICE PairSides<A> pair_sides(const Box<A>& a, const Box<A>& b, const Sums& sums = {}) {
+  PairSides<A> s{sums.minus(shared_min_of(a.x2, b.x2), shared_max_of(a.x1, b.x1)),
+                 sums.minus(shared_min_of(a.y2, b.y2), shared_max_of(a.y1, b.y1)), A(0), A(0)};
   if constexpr (Kind::kOverlap != Overlap::kIou) {
-    s.outer_width = shared_max_of(a.x2, b.x2) - shared_min_of(a.x1, b.x1);
-    s.outer_height = shared_max_of(a.y2, b.y2) - shared_min_of(a.y1, b.y1);
-    if constexpr (!Kind::kLoss) {
-      s.outer_width = positive_part(s.outer_width);
-      s.outer_height = positive_part(s.outer_height);
+    s.outer_width = sums.minus(shared_max_of(a.x2, b.x2), shared_min_of(a.x1, b.x1));
+    s.outer_height = sums.minus(shared_max_of(a.y2, b.y2), shared_min_of(a.y1, b.y1));
+    if constexpr (!Kind::kLoss && !Kind::kProper) {
+      s.outer_width = sums.positive_part(s.outer_width);
+      s.outer_height = sums.positive_part(s.outer_height);
     }
   }
   return s;
@@ -149,26 +172,28 @@ PYDET_HOST_DEVICE A centre_offset(A low_a, A high_a, A low_b, A high_b) {
 
 constexpr double kFourOverPiSquared = 0.405284734569351085775517852838911;
 
-template <class Kind, class A>
+// `sums` adds ends and areas (common/sums.h); with all other sums, too, the products would wait.
+template <class Kind, class A, class Sums = PlainSums>
 PYDET_HOST_DEVICE A overlap(const MeasuredBox<A>& a, const MeasuredBox<A>& b,
-                            const OverlapEps<A>& eps) {
-  const PairSides<A> s = pair_sides<Kind>(a.box, b.box);
-  const A inter = overlap_side<Kind>(s.width) * overlap_side<Kind>(s.height);
-  const A union_area = a.area + b.area - inter;
-  const A iou = quotient(inter, Kind::kLoss ? union_area + eps.area : union_area);
+                            const OverlapEps<A>& eps, const Sums& sums = {}) {
+  const PairSides<A> s = pair_sides<Kind>(a.box, b.box, sums);
+  const A inter = overlap_side<Kind>(s.width, sums) * overlap_side<Kind>(s.height, sums);
+  const A union_area = sums.minus(sums.plus(a.area, b.area), inter);
+  const A iou = pair_quotient<Kind>(inter, Kind::kLoss ? union_area + eps.area : union_area);
   if constexpr (Kind::kOverlap == Overlap::kIou) return iou;
   if constexpr (Kind::kOverlap == Overlap::kGeneralized) {
     const A outer = s.outer_width * s.outer_height;
-    return iou - quotient(outer - union_area, Kind::kLoss ? outer + eps.area : outer);
+    return iou - pair_quotient<Kind>(sums.minus(outer, union_area),
+                                     Kind::kLoss ? outer + eps.area : outer);
   }
   const A dx = centre_offset(a.box.x1, a.box.x2, b.box.x1, b.box.x2);
   const A dy = centre_offset(a.box.y1, a.box.y2, b.box.y1, b.box.y2);
   const A diagonal = s.outer_width * s.outer_width + s.outer_height * s.outer_height;
-  A result = iou - quotient(dx * dx + dy * dy, diagonal + eps.distance);
+  A result = iou - pair_quotient<Kind>(dx * dx + dy * dy, diagonal + eps.distance);
   if constexpr (Kind::kHasAngle) {
     const A angle = a.angle - b.angle;
     const A v = A(kFourOverPiSquared) * (angle * angle);
-    const A alpha = constant_of(quotient(v, A(1) - iou + v + eps.alpha));
+    const A alpha = constant_of(pair_quotient<Kind>(v, A(1) - iou + v + eps.alpha));
     result = result - alpha * v;
   }
   return result;

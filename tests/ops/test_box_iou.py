@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pydet import ops
 from tests.conftest import needs_cuda
 from tests.ops.cases import Random
+from tests.ops.instruction_sets import outputs_by_set
 from tests.reference import box_iou as reference
 from tests.strategies import DTYPES, any_boxes, lattice_boxes, tensor_of_boxes, valid_boxes
 
@@ -96,6 +97,55 @@ def test_finite_boxes_give_finite_numbers(name, boxes1, boxes2):
     # Weights keep what is in the denominator of a thin box's gradient from overflowing.
     grads = torch.autograd.grad(found.sum(), (a, b), create_graph=True)
     assert all(grad.isfinite().all() for grad in grads)
+
+
+def upright_boxes():
+    """Boxes without inverted sides, many with areas and denominators near 0 or infinity."""
+    numbers = [0.0, 1e-30, 1e-22, 3e-20, 1.0, 2.0, 1e18, 1e20, 1e30, math.inf]
+    coordinate = st.sampled_from(numbers + [-x for x in numbers]) | st.floats(-500, 500, width=32)
+    side = st.tuples(coordinate, coordinate).map(sorted)
+    box = st.tuples(side, side).map(lambda xy: (xy[0][0], xy[1][0], xy[0][1], xy[1][1]))
+    return st.lists(box, min_size=1, max_size=20)
+
+
+@each_overlap
+@given(upright_boxes(), upright_boxes(), st.sampled_from([torch.float32, torch.float64]))
+def test_an_inverted_box_changes_no_other_pair(name, boxes1, boxes2, dtype):
+    """Among boxes that are all upright the kernels leave out the care for denominators of 0."""
+    function = getattr(ops, name)
+    a, b = tensor_of_boxes(boxes1, dtype), tensor_of_boxes(boxes2, dtype)
+    inverted = torch.tensor([[1.0, 1.0, 0.0, 0.0]], dtype=dtype)
+    for among_first, among_second in ((inverted, b[:0]), (a[:0], inverted)):
+        found = function(torch.cat([a, among_first]), torch.cat([b, among_second]))
+        torch.testing.assert_close(
+            function(a, b), found[: len(a), : len(b)], rtol=0, atol=0, equal_nan=True
+        )
+
+
+DIGEST = """
+import hashlib, torch
+from pydet import ops
+from tests.ops.test_box_iou import FAMILY, random_boxes
+digest = hashlib.sha256()
+for dtype in (torch.float32, torch.float64):
+    a, b = random_boxes(37, dtype=dtype), random_boxes(2077, dtype=dtype, seed=1)
+    b[::500, 2:] = b[::500, :2]
+    b[1500:, :2] += 40.0  # some are inverted
+    a, b = a.requires_grad_(), b.requires_grad_()
+    for name in FAMILY:
+        overlaps = getattr(ops, name)(a, b)
+        grads = torch.autograd.grad(overlaps, (a, b), overlaps.detach())
+        for tensor in (overlaps.detach(), *grads):
+            digest.update(tensor.numpy().tobytes())
+print(ops._library.extension.cpu_isa(), digest.hexdigest())
+"""
+
+
+@pytest.mark.large
+def test_instruction_sets_give_the_same_bits():
+    digests = dict(output.split() for output in outputs_by_set(DIGEST).values())
+    assert "portable" in digests
+    assert len(set(digests.values())) == 1, digests
 
 
 @each_overlap
