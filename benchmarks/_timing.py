@@ -10,8 +10,9 @@ import torch
 
 Call = Callable[[], Any]
 
-# A sample repeats short calls until it lasts this long, so that the clock's grain does not count.
-_SHORTEST_SAMPLE = 0.5e-3
+# A sample repeats short calls until it lasts this long, so that the clock's grain does not count,
+# nor what a first call pays for code that others have pushed out of the caches (0.1 ms).
+_SHORTEST_SAMPLE = 5e-3
 _MIN_ROUNDS, _MAX_ROUNDS = 5, 200
 # A contender that takes so many seconds a call is sampled three times, or only once.
 _SLOW, _VERY_SLOW = 1.0, 20.0
