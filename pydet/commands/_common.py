@@ -39,6 +39,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 def load_detector(args: argparse.Namespace) -> Detector:
     """The detector that `add_model_arguments` asks for, where and as it is fastest."""
     device = _device(args.device)
+    if device.type == "cpu":
+        pydet.keep_freed_memory()
     model = pydet.load(args.weights, device=device)
     model.to(memory_format=fastest_memory_format(device))  # type: ignore[call-overload]
     return model

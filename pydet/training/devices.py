@@ -11,6 +11,7 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
 
+from pydet._allocator import keep_freed_memory
 from pydet.models import fastest_memory_format
 from pydet.training.config import TrainConfig
 
@@ -48,6 +49,8 @@ def make_fabric(config: TrainConfig) -> Fabric:
     fabric.launch()
     if config.threads:
         torch.set_num_threads(config.threads)
+    if not cuda:
+        keep_freed_memory()
     return fabric
 
 

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+import os
+import subprocess
+import sys
+
+import pytest
+
+from pydet import keep_freed_memory
+
+# Prints whether memory is kept, and the pages that a block takes which was freed just before.
+PROGRAM = """
+import resource
+import torch
+import pydet
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+kept = pydet.keep_freed_memory()
+for _ in range(3):  # until the heap has found its place
+    torch.zeros(16 << 20)
+before = faults()
+torch.zeros(16 << 20)
+print(kept, faults() - before)
+"""
+
+
+def kept_and_pages(**environment):
+    """In a process of its own: memory is kept to its end."""
+    paths = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    own = {name: value for name, value in os.environ.items() if "MALLOC" not in name}
+    output = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        env={**own, **paths, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    return output[0] == "True", int(output[1])
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")
+def test_what_was_freed_is_taken_again():
+    kept, pages = kept_and_pages()
+    assert not kept or pages < 100  # of 16,384
+    assert kept or not os.confstr("CS_GNU_LIBC_VERSION")
+
+
+@pytest.mark.parametrize(
+    "decided", [{"MALLOC_TRIM_THRESHOLD_": "0"}, {"GLIBC_TUNABLES": "glibc.malloc.mmap_max=1000"}]
+)
+def test_the_environment_decides(decided):
+    kept, _ = kept_and_pages(**decided)
+    assert not kept
+
+
+def test_other_systems(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert not keep_freed_memory()
