@@ -61,7 +61,7 @@ template <class Kind>
 struct BoxIou {
   template <class A, Isa kIsa>
   struct OfTile {
-    using Sums = std::conditional_t<kIsa == Isa::kPortable, PlainSums, FusedSums<A>>;
+    using Sums = FusedSums<A, kIsa != Isa::kPortable>;
     using Columns = Tile<Kind, A, kTile>;
 
     // iou[i, j] for rows [row_begin, row_end) and the columns [begin, begin + count) of one image.
@@ -70,7 +70,7 @@ struct BoxIou {
       Columns tile;
       for (int64_t j = 0; j < count; ++j) tile.set(j, load_box(boxes2, begin + j));
       const bool may_be_proper = (!Kind::kHasAngle || eps > A(0)) && tile.none_inverted(count);
-      const Sums sums{};
+      const Sums sums;
       const OverlapEps<A> all_eps{A(0), eps, eps};
       for (int64_t i = row_begin; i < row_end; ++i) {
         const MeasuredBox<A> a = measure<Kind>(load_box(boxes1, i));

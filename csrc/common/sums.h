@@ -26,9 +26,9 @@ struct PlainSums {
 
 namespace cpu {
 
-// The same bits by the units that multiply: a + b is fma(a, 1, b). Only for kernels compiled for
-// an instruction set with fused multiply-adds (isa.h); elsewhere each is a call of the C library.
-template <class A>
+// The same bits by the units that multiply: a + b is fma(a, 1, b). kHasFma: whether the kernel is
+// compiled for an instruction set with fused multiply-adds (isa.h); elsewhere sums are plain.
+template <class A, bool kHasFma>
 class FusedSums {
  public:
   // Volatile, so that the compiler does not know the numbers: it would make plain sums again, and
@@ -38,13 +38,21 @@ class FusedSums {
     one_ = one;
     zero_ = zero;
   }
-  A plus(A a, A b) const { return fma(a, one_, b); }
-  A minus(A a, A b) const { return fma(-b, one_, a); }
+  A plus(A a, A b) const { return fma(a, b); }
+  A minus(A a, A b) const { return fma(-b, a); }
   A positive_part(A x) const { return max_of(x, zero_); }
 
  private:
-  static float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
-  static double fma(double a, double b, double c) { return __builtin_fma(a, b, c); }
+  // a * 1 + b
+  A fma(A a, A b) const {
+    if constexpr (!kHasFma) {
+      return a + b;
+    } else if constexpr (sizeof(A) == sizeof(float)) {
+      return __builtin_fmaf(a, one_, b);
+    } else {
+      return __builtin_fma(a, one_, b);
+    }
+  }
 
   A one_, zero_;
 };
