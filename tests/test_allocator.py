@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
+import argparse
 import os
 import subprocess
 import sys
 
 import pytest
 
+import pydet
 from pydet import keep_freed_memory
+from pydet.commands._common import load_detector
+from pydet.training import TrainConfig, devices
 
 # Prints whether memory is kept, and the pages that a block takes which was freed just before.
 PROGRAM = """
@@ -28,7 +32,7 @@ print(kept, faults() - before)
 def kept_and_pages(**environment):
     """In a process of its own: memory is kept to its end."""
     paths = {"PYTHONPATH": os.pathsep.join(sys.path)}
-    own = {name: value for name, value in os.environ.items() if "MALLOC" not in name}
+    own = {n: value for n, value in os.environ.items() if not n.startswith(("MALLOC_", "GLIBC_"))}
     output = subprocess.run(
         [sys.executable, "-c", PROGRAM],
         env={**own, **paths, **environment},
@@ -57,3 +61,13 @@ def test_the_environment_decides(decided):
 def test_other_systems(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     assert not keep_freed_memory()
+
+
+def test_training_and_the_commands_keep_it(monkeypatch, tmp_path):
+    called = []
+    monkeypatch.setattr(devices, "keep_freed_memory", lambda: called.append("train"))
+    monkeypatch.setattr(pydet, "keep_freed_memory", lambda: called.append("command"))
+    devices.make_fabric(TrainConfig(device="cpu"))
+    pydet.save(pydet.create_model("ssd300_vgg16", num_classes=1), tmp_path / "model.safetensors")
+    load_detector(argparse.Namespace(device="cpu", weights=str(tmp_path / "model.safetensors")))
+    assert called == ["train", "command"]
