@@ -23,3 +23,10 @@ def outputs_by_set(code: str) -> dict[str, str]:
         ).stdout
         for isa in INSTRUCTION_SETS
     }
+
+
+def assert_same_digest(code: str) -> None:
+    """Asserts that `code`, which prints the set that it ran on and a digest, prints one digest."""
+    digests = dict(output.split() for output in outputs_by_set(code).values())
+    assert "portable" in digests
+    assert len(set(digests.values())) == 1, digests
